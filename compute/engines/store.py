@@ -1,0 +1,311 @@
+"""Rooms of an image store: where captured files lie, how they are sealed, how they go away.
+
+::
+
+    ROOT/<key>.creating/<part>.<format>    the room of a running operation
+    ROOT/<key>/<part>.<format>             the same, sealed: every file inspected, hashed and on the disk
+    ROOT/<key>/sealed.json                 what sealing found, so that asking again gives the same answer
+
+A part's format is what the engine wrote it as and named it by; content never decides it (R25).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+from oslo_utils.imageutils import format_inspector
+
+from compute.engines.base import EngineError, Sealed, Unreachable
+
+FORMATS = ("qcow2", "raw")
+RECORD = "sealed.json"
+CHUNK = 4 << 20
+HELPER_MEMORY = 1 << 30
+HELPER_CPU_SECONDS = 600
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_STORED = re.compile(rf"({_NAME.pattern})/({_NAME.pattern}\.(?:{'|'.join(FORMATS)}))")
+
+
+class Store:
+    """The directory of one region's images, ours alone (0700, no links followed)."""
+
+    def __init__(self, root: str | os.PathLike[str], *, check_qcow2: bool) -> None:
+        """``check_qcow2``: let ``qemu-img check`` walk each qcow2 file's tables before it is published."""
+        self.root = Path(root)
+        self.check_qcow2 = check_qcow2
+
+    def space(self) -> tuple[int, int]:
+        """Free and total bytes of the file system the store lies on."""
+        with _told():
+            self._present()
+            facts = os.statvfs(self.root)
+        return facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
+
+    def make_room(self, key: str) -> None:
+        """Make the room of ``key``; fine when it is there or already sealed."""
+        with _told():
+            self._present()
+            if not self._published(key).is_dir():
+                self._open(key).mkdir(mode=0o700, exist_ok=True)
+
+    def room(self, key: str) -> Path:
+        """The room of ``key`` while it is open for writing. ``EngineError("no-room")`` when it is not there."""
+        self._present()
+        room = self._open(key)
+        if room.is_symlink() or not room.is_dir():
+            raise EngineError("no-room")
+        return room
+
+    def part(self, key: str, name: str, format: str) -> Path:
+        """Where the capture of part ``name`` is to be written; the room must be there, the file need not."""
+        if format not in FORMATS:
+            raise ValueError(f"not a format of the store: {format!r}")
+        return self.room(key) / f"{_safe(name)}.{format}"
+
+    def seal(self, key: str, parts: Mapping[str, int]) -> Generator[dict[str, int], None, dict[str, Sealed]]:
+        """``Engine.seal``: the file of each part is inspected, hashed, made durable, and all are published at once."""
+        with _told():
+            self._present()
+            published = self._published(key)
+            if not published.is_dir():
+                room = self.room(key)
+                if not (room / RECORD).exists():
+                    yield from self._examine(key, room, parts)
+                _publish(room, published)
+            record = json.loads((published / RECORD).read_bytes())
+        sealed = {name: Sealed(**facts) for name, facts in record.items()}
+        if sealed.keys() != parts.keys():
+            raise EngineError("other-parts", expected=sorted(parts), found=sorted(sealed))
+        return sealed
+
+    def discard(self, key: str) -> bool:
+        """Remove the room of ``key`` and what was published from it. True once nothing is left."""
+        with _told():
+            self._present()
+            # The room first: a ghost that seals between the two lines publishes into what the second removes.
+            places = (self._open(key), self._published(key))
+            for place in places:
+                _remove(place)
+            _sync_directory(self.root)
+            return not any(os.path.lexists(place) for place in places)
+
+    def erase(self, stored: str) -> bool:
+        """Delete one published file; with the last of them its directory goes too. True once it is gone."""
+        match = _STORED.fullmatch(stored)
+        if match is None:
+            raise ValueError(f"not a file of the store: {stored!r}")
+        key, file = match.groups()
+        with _told():
+            self._present()
+            try:
+                directory = os.open(self._published(key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return True
+            try:
+                _unlink(file, directory)
+                if set(os.listdir(directory)) <= {RECORD}:
+                    _unlink(RECORD, directory)
+                    self._published(key).rmdir()
+                else:
+                    os.fsync(directory)
+            finally:
+                os.close(directory)
+            _sync_directory(self.root)
+        return True
+
+    def path(self, stored: str) -> Path:
+        """Where a published file (``Sealed.id``) lies."""
+        if not _STORED.fullmatch(stored):
+            raise ValueError(f"not a file of the store: {stored!r}")
+        return self.root / stored
+
+    def _present(self) -> None:
+        # A store that is not mounted must not look like one in which everything has been deleted.
+        if not self.root.is_dir():
+            raise Unreachable(store=str(self.root))
+
+    def _open(self, key: str) -> Path:
+        return self.root / f"{_safe(key)}.creating"
+
+    def _published(self, key: str) -> Path:
+        return self.root / _safe(key)
+
+    def _examine(self, key: str, room: Path, parts: Mapping[str, int]) -> Generator[dict[str, int], None, None]:
+        """Inspect and hash every part, then write the record: its presence means that all of them are well."""
+        record = {}
+        seen = dict.fromkeys(parts, 0)
+        yield dict(seen)
+        for name, capacity in parts.items():
+            path, format = _find(room, name)
+            with open(path, "rb", opener=_no_follow) as file:
+                inspect(file, name, format, capacity)
+                if format == "qcow2" and self.check_qcow2:
+                    for _ in _check(path, name):
+                        yield dict(seen)
+                os.fsync(file.fileno())
+                digest = sha256()
+                told = time.monotonic()
+                file.seek(0)
+                while chunk := file.read(CHUNK):
+                    digest.update(chunk)
+                    seen[name] += len(chunk)
+                    if time.monotonic() - told > 0.5:
+                        yield dict(seen)
+                        told = time.monotonic()
+                stat = os.fstat(file.fileno())
+                os.fchmod(file.fileno(), 0o400)
+                os.fsync(file.fileno())
+            stored = f"{key}/{path.name}"
+            record[name] = asdict(Sealed(stored, format, capacity, stat.st_blocks * 512, digest.hexdigest()))
+            yield dict(seen)
+        draft = room / f"{RECORD}.draft"
+        with open(draft, "w") as out:
+            json.dump(record, out, indent=1)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.rename(room / RECORD)
+        _sync_directory(room)
+
+
+def inspect(file: BinaryIO, part: str, format: str, capacity: int | None) -> int:
+    """Whether a file is a standalone image of the declared format and capacity (any, if None); its capacity in bytes.
+
+    Raises ``EngineError("hostile-image", part=…, why=…)``; ``why`` is one of ``format``, ``backing_file``,
+    ``data_file``, ``unknown_features``, ``size``. Reads the header only.
+    """
+    if format == "raw":
+        # Anything at all may be in a raw file. It is never probed, so it need not be looked into (CVE-2015-7548).
+        size = os.fstat(file.fileno()).st_size
+    else:
+        inspector_class = format_inspector.get_inspector(format)
+        assert inspector_class is not None
+        inspector = inspector_class()
+        try:
+            inspector.eat_chunk(file.read(512))
+            inspector.finish()
+            inspector.safety_check()
+        except format_inspector.SafetyCheckFailed as error:
+            raise EngineError("hostile-image", part=part, why=sorted(error.failures)[0]) from error
+        except format_inspector.ImageFormatError as error:
+            raise EngineError("hostile-image", part=part, why="format") from error
+        size = inspector.virtual_size
+    if capacity is not None and size != capacity:
+        raise EngineError("hostile-image", part=part, why="size", expected=capacity, found=size)
+    return size
+
+
+def helper(*command: str) -> subprocess.Popen[str]:
+    """Start a short helper process: limited memory and CPU time, no core, and dead when we are.
+
+    The parent's death is noticed when the *thread* that called this ends, so wait for it in the same thread.
+    """
+    limits = (f"--as={HELPER_MEMORY}", f"--cpu={HELPER_CPU_SECONDS}", "--core=0")
+    return subprocess.Popen(
+        ("setpriv", "--pdeathsig", "KILL", "prlimit", *limits, *command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+    )
+
+
+def _check(path: Path, part: str) -> Iterator[None]:
+    """Let qemu-img walk the tables of a qcow2 file, yielding now and then. The header must have been inspected."""
+    process = helper("qemu-img", "check", "-q", "-f", "qcow2", str(path))
+    try:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                yield
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    if process.returncode == 2:
+        raise EngineError("damaged-image", part=part)
+    # 3: clusters that nothing refers to. They waste space and harm nobody.
+    if process.returncode not in (0, 3):
+        raise EngineError("check-failed", part=part, exit=process.returncode, said=output[-500:].strip())
+
+
+def _find(room: Path, name: str) -> tuple[Path, str]:
+    found = [(path, format) for format in FORMATS if os.path.lexists(path := room / f"{_safe(name)}.{format}")]
+    if len(found) != 1:
+        raise EngineError("part-missing", part=name)
+    return found[0]
+
+
+def _publish(room: Path, published: Path) -> None:
+    try:
+        room.rename(published)
+    except OSError:
+        # Somebody else who sealed the same room was first.
+        if not published.is_dir():
+            raise
+    _sync_directory(published.parent)
+
+
+def _remove(place: Path) -> None:
+    if place.is_symlink():
+        place.unlink()
+    # Not found: it was not there, or somebody renamed or removed something in it meanwhile; the caller looks again.
+    with suppress(FileNotFoundError):
+        shutil.rmtree(place)
+
+
+def _unlink(name: str, directory: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _no_follow(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def _safe(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"not a name in the store: {name!r}")
+    return name
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the file system refuses, as an error that can be told."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        # Every place is checked before it is used, so it was taken away under us: the operation was undone.
+        raise EngineError("no-room") from error
+    except OSError as error:
+        raise os_error(error) from error
+
+
+def os_error(error: OSError) -> EngineError:
+    """``store-full`` when there is no space, ``store-failed`` with the system's own word for anything else."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EngineError("store-full")
+    return EngineError("store-failed", errno=errno.errorcode.get(error.errno or 0, "EIO"), path=error.filename)
