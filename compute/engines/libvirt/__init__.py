@@ -1,0 +1,1 @@
+"""A region that is a libvirt host with QEMU."""
