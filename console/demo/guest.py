@@ -16,6 +16,7 @@ import struct
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -52,6 +53,8 @@ MODULES = (
     "evdev",
     "button",
 )
+# Of the root file system, beside those in rootfs/.
+DIRECTORIES = ("bin", "boot", "dev", "lib", "lib64", "proc", "root", "run", "srv", "sys", "tmp", "usr/sbin", "var")
 
 
 class GuestError(Exception):
@@ -126,11 +129,17 @@ def _workshop(target: Path) -> Iterator[Path]:
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
-    # apt-cache's words are read below: not in the user's language, please.
-    env = os.environ | {"LC_ALL": "C"}
-    done = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    # apt-cache's words are read below, so not in the user's language; and mke2fs is not on an ordinary user's PATH.
+    env = os.environ | {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}
+    words = " ".join(map(str, command))
+    try:
+        done = subprocess.run(
+            command, check=False, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    except FileNotFoundError as error:
+        raise GuestError(f"{error.filename} is not there, needed for: {words}") from error
     if done.returncode:
-        raise GuestError(f"{' '.join(map(str, command))} failed: {done.stderr.strip() or done.stdout.strip()}")
+        raise GuestError(f"{words} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 
@@ -143,10 +152,11 @@ def _only(tree: Path, pattern: str) -> Path:
 
 def _debian(cache: Path) -> Path:
     """The unpacked packages. Fetched once; any account may do it, no lock of apt is taken."""
-    tree = cache / "debian"
+    # Another list of packages is another tree.
+    tree = cache / f"debian-{sha256(' '.join(PACKAGES).encode()).hexdigest()[:8]}"
     if tree.is_dir():
         return tree
-    with _workshop(cache / f"debian-{os.getpid()}") as work:
+    with _workshop(cache / f"{tree.name}-{os.getpid()}") as work:
         meta = _run("apt-cache", "depends", "linux-image-cloud-amd64")
         kernel = [line.split()[1] for line in meta.splitlines() if "Depends: linux-image-" in line]
         # As root, apt would give the download to an account that cannot write here, and warn.
@@ -174,9 +184,8 @@ def _loader(debian: Path) -> Path:
 def _lay_out(root: Path, debian: Path) -> None:
     """Everything of the root file system that is the same in every guest."""
     shutil.copytree(HERE / "rootfs", root)
-    for directory in "bin boot dev lib lib64 proc root run srv sys tmp usr/sbin var/log".split():
+    for directory in DIRECTORIES:
         (root / directory).mkdir(parents=True)
-    # The agent keeps its state where its package expects it, on a tmpfs.
     (root / "var/run").symlink_to("/run")
 
     shutil.copy(debian / "bin/busybox", root / "bin")
