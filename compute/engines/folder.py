@@ -1,0 +1,230 @@
+"""Plain files with no machine behind them: for laptops without QEMU, and for crash tests.
+
+::
+
+    ROOT/instances/<id>/instance.json   {"name", "vcpus", "memory_mib", "os", "disks": [{"device", "file", "medium"}]}
+    ROOT/instances/<id>/<file>          a raw disk
+    ROOT/store/                         the image store
+
+Power is an ability it lacks: instances are always stopped. A capture is real: a detached copier moves the bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compute.engines import copier
+from compute.engines.base import (
+    Abilities,
+    Captured,
+    Consistency,
+    DiskFacts,
+    Engine,
+    EngineError,
+    Handle,
+    InstanceFacts,
+    Inventory,
+    Look,
+    Part,
+    Power,
+    Sealed,
+    Unreachable,
+    WorkState,
+)
+from compute.engines.store import Store
+
+START_DEADLINE = 10  # seconds until a copier must hold its lock
+COPIER_FILES = ("copy.json", "copy.lock", "copy.progress", "copy.result")
+COPIER_MEMORY = 1 << 30
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class FolderEngine(Engine):
+    """Options: ``ROOT``, an absolute directory; ``RATE``, bytes per second of a copy (optional: as fast as it goes)."""
+
+    abilities = Abilities(power=False, live_capture=False, one_instant=True, freeze=False)
+
+    def __init__(self, region: str, options: Mapping[str, Any]) -> None:
+        super().__init__(region, options)
+        self.instances = Path(options["ROOT"]) / "instances"
+        self.store = Store(Path(options["ROOT"]) / "store", check_qcow2=False)
+        self.rate: int | None = options.get("RATE")
+
+    @classmethod
+    def create(cls, root: Path) -> None:
+        """Make the two directories of a region. A missing one is never made on the way: it may not be mounted."""
+        for place in (root / "instances", root / "store"):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def add_instance(self, identity: str, name: str, disks: list[dict[str, Any]], **facts: Any) -> None:
+        """Describe an instance whose raw disk files already lie in its directory; it exists from then on."""
+        place = self._instance(identity)
+        draft = place / "instance.json.new"
+        draft.write_text(json.dumps({"name": name, "vcpus": 1, "memory_mib": 256, "os": "", "disks": disks} | facts))
+        draft.rename(place / "instance.json")
+
+    def versions(self) -> dict[str, str]:
+        return {"folder": "1"}
+
+    def inventory(self) -> Inventory:
+        self._present()
+        places = sorted(place for place in self.instances.iterdir() if (place / "instance.json").is_file())
+        free, total = self.store.space()
+        return Inventory(tuple(facts for place in places if (facts := self.observe(place.name))), free, total)
+
+    def observe(self, instance: str) -> InstanceFacts | None:
+        self._present()
+        place = self._instance(instance)
+        try:
+            about = json.loads((place / "instance.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        disks = tuple(self._disk(instance, disk) for disk in sorted(about["disks"], key=lambda disk: disk["device"]))
+        return InstanceFacts(
+            instance, about["name"], Power.STOPPED, about["vcpus"], about["memory_mib"], disks, os=about["os"]
+        )
+
+    def start(self, instance: str) -> None:
+        raise EngineError("no-power")
+
+    def stop(self, instance: str, *, force: bool) -> None:
+        raise EngineError("no-power")
+
+    def thaw(self, instance: str) -> bool:
+        return True
+
+    def make_room(self, key: str) -> None:
+        self.store.make_room(key)
+
+    def begin(self, key: str, instance: str, parts: tuple[Part, ...]) -> tuple[Handle, Captured]:
+        room = self.store.room(key)
+        if not (room / "copy.result").exists() and not _holder(room):
+            # Either nobody began, or a copier died: whatever it wrote is of no use.
+            order = {
+                "instant": datetime.now(UTC).isoformat(),
+                "rate": self.rate,
+                "parts": {
+                    part.name: {"source": str(self._file(part.disk)), "target": f"{part.name}.raw"} for part in parts
+                },
+            }
+            (room / "copy.json.new").write_text(json.dumps(order))
+            (room / "copy.json.new").rename(room / "copy.json")
+            self._start_copier(room)
+        instant = datetime.fromisoformat(json.loads((room / "copy.json").read_bytes())["instant"])
+        handle: Handle = {"key": key, "parts": [part.name for part in parts]}
+        return handle, Captured(Consistency.OFFLINE, instant)
+
+    def look(self, handle: Handle) -> Look:
+        try:
+            room = self.store.room(handle["key"])
+        except EngineError:
+            return Look(WorkState.LOST)
+        alive = _holder(room) is not None  # asked before the result is read: it is written before the lock is let go
+        parts: dict[str, tuple[int, int] | None] = dict.fromkeys(handle["parts"])
+        if (progress := _read(room / "copy.progress")) is not None:
+            parts |= {name: (done, total) for name, (done, total) in progress.items()}
+        result = _read(room / "copy.result")
+        if result is None:
+            return Look(WorkState.RUNNING if alive else WorkState.LOST, parts)
+        if "code" in result:
+            return Look(WorkState.FAILED, parts, EngineError(result["code"], **result["data"]))
+        return Look(WorkState.DONE, parts)
+
+    def end(self, handle: Handle) -> None:
+        try:
+            room = self.store.room(handle["key"])
+        except EngineError:
+            return  # sealed or discarded already
+        for name in COPIER_FILES:
+            (room / name).unlink(missing_ok=True)
+
+    def seal(self, key: str, parts: Mapping[str, int]) -> Generator[dict[str, int], None, dict[str, Sealed]]:
+        return (yield from self.store.seal(key, parts))
+
+    def discard(self, key: str, handle: Handle | None) -> bool:
+        try:
+            room = self.store.room(key)
+        except EngineError as error:
+            if isinstance(error, Unreachable):
+                raise
+        else:
+            if (pid := _holder(room)) is not None:
+                # The lock is held, so the pid in it is alive and the copier's. The room goes once it has gone.
+                os.kill(pid, signal.SIGKILL)
+                return False
+        return self.store.discard(key)
+
+    def erase(self, stored: str) -> bool:
+        return self.store.erase(stored)
+
+    def _present(self) -> None:
+        if not self.instances.is_dir():
+            raise Unreachable(store=str(self.instances))
+
+    def _instance(self, identity: str) -> Path:
+        if not _ID.fullmatch(identity):
+            raise ValueError(f"not an instance of this engine: {identity!r}")
+        return self.instances / identity
+
+    def _file(self, disk: str) -> Path:
+        instance, _, file = disk.partition("/")
+        if not _ID.fullmatch(file):
+            raise ValueError(f"not a disk of this engine: {disk!r}")
+        return self._instance(instance) / file
+
+    def _disk(self, instance: str, about: dict[str, Any]) -> DiskFacts:
+        identity = f"{instance}/{about['file']}"
+        path = self._file(identity)
+        size, allocated, problem = 0, None, "disk-missing"
+        if path.is_file() and not path.is_symlink():
+            stat = path.stat()
+            size, allocated, problem = stat.st_size, stat.st_blocks * 512, ""
+        return DiskFacts(identity, about["device"], size, "raw", about["medium"], allocated, False, problem)
+
+    def _start_copier(self, room: Path) -> None:
+        """Start it so that it belongs to nobody, and return once it holds the room's lock."""
+        limits = ("prlimit", f"--as={COPIER_MEMORY}", "--core=0")
+        command = (*limits, "setsid", "--fork", sys.executable, "-I", copier.__file__, str(room))
+        quiet = subprocess.DEVNULL
+        subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, check=True, timeout=START_DEADLINE)
+        deadline = time.monotonic() + START_DEADLINE
+        while _holder(room) is None and not (room / "copy.result").exists():
+            if time.monotonic() > deadline:
+                raise EngineError("copier-did-not-start")
+            time.sleep(0.01)
+
+
+def _holder(room: Path) -> int | None:
+    """Pid of the copier that lives in this room, or None."""
+    try:
+        lock = os.open(room / "copy.lock", os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        pid = os.pread(lock, 20, 0)
+        # It takes the lock first and writes its pid next: between the two it is not there yet.
+        return int(pid) if pid else None
+    finally:
+        os.close(lock)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,79 @@
+"""Every sentence that a code stands for. Rows keep code and data; the text is made when it is read, in the
+reader's language. Each says what happened, what is still true, what to do. Other apps add theirs by ``SENTENCES.update``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypedDict
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+log = logging.getLogger(__name__)
+
+
+class Reason(TypedDict):
+    code: str
+    data: dict[str, Any]
+
+
+SENTENCES: dict[str, str | Promise] = {
+    # Refusals.
+    "moved-first": _("Something else changed it first. Look at it again, then repeat what you wanted."),
+    "not-yours": _("It belongs to someone else."),
+    "busy-image": _("%(instance)s is held while its image %(image)s is made."),
+    "busy": _("Another operation on %(instance)s is still going on."),
+    "no-power": _("Instances do not run in this region."),
+    "running-already": _("%(instance)s is running already."),
+    "stopped-already": _("%(instance)s is stopped already."),
+    "wrong-status": _("Not possible in the present status of %(instance)s."),
+    # The quota's resource has a sentence each, since a translation cannot be put together from words.
+    "quota-images": _(
+        "Not enough quota for images: %(used)s of %(limit)s are used and %(needed)s is needed. Delete "
+        "an image, or ask an administrator to raise the limit."
+    ),
+    "quota-snapshots": _(
+        "Not enough quota for snapshots: %(used)s of %(limit)s are used and %(needed)s are needed. "
+        "Delete snapshots, choose fewer disks, or ask an administrator to raise the limit."
+    ),
+    # How an operation ended.
+    "unreachable": _("The region did not answer."),
+    "unexpected": _("Something unexpected happened; quote %(operation)s to your administrator."),
+    "gave-up": _("Given up after %(times)s attempts that did not survive."),
+    "cancelled": _("Cancelled by %(by)s."),
+    "stalled": _("Nothing moved for %(seconds)s seconds, so it was given up."),
+    "work-lost": _("What was copying vanished twice without saying why."),
+    "undo-slow": _("Cleaning up took too long; it goes on in the background."),
+    "erase-slow": _("The files could not be deleted in time. Delete it again; if that fails, tell your administrator."),
+    "instance-gone": _("The region does not know this instance any more."),
+    "did-not-start": _("It did not start within %(seconds)s seconds."),
+    "did-not-stop": _(
+        "The system did not shut down within %(seconds)s seconds. Stop it with force, or look at what keeps it busy."
+    ),
+    # What an engine says.
+    "no-room": _("The place for its files was taken away while it was made."),
+    "store-full": _("The image store is full. Delete images or snapshots, then try again."),
+    "store-failed": _("The image store failed (%(errno)s)."),
+    "copy-failed": _("Reading or writing a disk failed (%(errno)s)."),
+    "copier-did-not-start": _("The copy could not be started on the host."),
+    "hostile-image": _("The copy of %(part)s is not a plain disk image (%(why)s) and was not published."),
+    "damaged-image": _("The copy of %(part)s is damaged and was not published."),
+    "check-failed": _("The copy of %(part)s could not be checked."),
+    "part-missing": _("The copy of %(part)s is missing."),
+    "disk-missing": _("The file of %(device)s is missing on the host."),
+    "disk-kind": _("%(device)s is not a disk file, so it cannot be captured."),
+    "disk-format": _("The format of %(device)s cannot be captured."),
+    "disk-shared": _("%(device)s is shared with another instance, so it cannot be captured."),
+}
+
+
+def say(reason: Reason | None) -> str:
+    """The sentence of a reason, or "" for none. Never raises: a page must not fail over a message."""
+    if not reason:
+        return ""
+    try:
+        return str(SENTENCES[reason["code"]]) % reason["data"]
+    except (KeyError, TypeError, ValueError):
+        log.exception("no sentence for %r", reason)
+        return str(_("It was not possible (%s).")) % reason["code"]

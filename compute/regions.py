@@ -1,0 +1,27 @@
+"""Region name → engine, the way Django loads storages: ``ENGINES = {region: {"BACKEND": path, "OPTIONS": {…}}}``."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from compute.engines.base import Abilities, Engine
+
+
+def engine_for(region: str) -> Engine:
+    """The engine of a configured region. One object per process: connections never cross a fork."""
+    return _engine(region, os.getpid())
+
+
+def abilities_of(region: str) -> Abilities:
+    """What a region can do. Reads the class only: no connection, fit for the web."""
+    return import_string(settings.ENGINES[region]["BACKEND"]).abilities
+
+
+@lru_cache(maxsize=None)
+def _engine(region: str, pid: int) -> Engine:
+    entry = settings.ENGINES[region]
+    return import_string(entry["BACKEND"])(region, entry.get("OPTIONS", {}))

@@ -1,0 +1,29 @@
+"""The wake-up call: an operation's id on a queue. Nothing is lost when it is not heard; the keeper looks for itself."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import redis
+from django.conf import settings
+from rq import Queue
+
+FAILURES_KEPT = 24 * 3600  # seconds
+
+
+@cache
+def _connection() -> redis.Redis:
+    # Without redis-py's own retries: a click must not wait for a Redis that is down.
+    return redis.Redis.from_url(settings.REDIS_URL, retry=None, socket_connect_timeout=1, socket_timeout=5)
+
+
+def send(queue: str, operation: str) -> None:
+    """Enqueue ``compute.operations.run``. Raises ``redis.RedisError`` when nobody listens."""
+    Queue(queue, connection=_connection()).enqueue(
+        "compute.operations.run",
+        operation,
+        job_timeout=-1,  # our own limits end it
+        result_ttl=0,
+        failure_ttl=FAILURES_KEPT,
+        description=operation,
+    )

@@ -1,0 +1,184 @@
+"""The steps of making and deleting an image, each do beside its undo."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from django.utils import timezone
+
+from compute import inventory
+from compute.engines.base import Handle, InstanceFacts, Look, Part, Sealed, WorkState
+from compute.models import Instance, Operation, Snapshot
+from compute.operations import Attempt, Job, Long, Step, Watch, wait_for
+from compute.states import SnapshotStatus
+from images.models import DeviceMapping, Image
+from images.states import ImageStatus
+
+
+class Room(Step):
+    """The place in which everything of the operation will lie. Its undo removes the place and all that is in it."""
+
+    name = "room"
+
+    def do(self, attempt: Attempt) -> None:
+        attempt.engine.make_room(attempt.operation.pk)
+
+    def undo(self, attempt: Attempt) -> bool:
+        return attempt.engine.discard(attempt.operation.pk, attempt.handle(Capture.name))
+
+
+class Capture(Long):
+    """All chosen disks as of one instant. From the instant on the image is Copying."""
+
+    name = "capture"
+
+    def begin(self, attempt: Attempt) -> Handle:
+        operation = attempt.operation
+        instance = operation.instance
+        assert instance is not None and operation.image is not None
+        # Before the guest is asked: should we die between freeze and thaw, the keeper knows whom to thaw.
+        with attempt.hold():
+            Instance.objects.filter(pk=instance.pk).update(thaw_owed=timezone.now())
+        parts = tuple(Part(part["disk"], device) for device, part in operation.choices["parts"].items())
+        handle, captured = attempt.engine.begin(operation.pk, instance.external_id, parts)
+        thawed = attempt.engine.thaw(instance.external_id)
+        instant = captured.instant.isoformat() if captured.instant else None
+        with attempt.hold(work=attempt.keep(self.name, handle=handle, instant=instant)):
+            if thawed:
+                Instance.objects.filter(pk=instance.pk).update(thaw_owed=None)
+            facts = {
+                "consistency": captured.consistency,
+                "instant": captured.instant,
+                "frozen": captured.frozen,
+                "thawed": captured.thawed,
+                "freeze_ms": captured.freeze_ms,
+            }
+            image = Image.objects.get(pk=operation.image_id)
+            if image.status == ImageStatus.CREATING:
+                image.move(ImageStatus.COPYING, **facts)
+            else:
+                # Begun a second time, since the first was lost without a trace: this instant is the one.
+                Image.objects.filter(pk=image.pk).update(**facts)
+            Snapshot.objects.filter(mappings__image=image).update(instant=captured.instant)
+        return handle
+
+
+class Seal(Step):
+    """Inspect, hash, publish; the files' facts are on the rows before the operation is done."""
+
+    name = "seal"
+
+    def do(self, attempt: Attempt) -> None:
+        operation = attempt.operation
+        sizes = {device: part["size"] for device, part in operation.choices["parts"].items()}
+        work = attempt.engine.seal(operation.pk, sizes)
+        sealed = self._watch(attempt, work, dict.fromkeys(sizes))
+        versions = attempt.engine.versions()
+        with attempt.hold():
+            Image.objects.filter(pk=operation.image_id).update(versions=versions)
+            for mapping in DeviceMapping.objects.filter(image=operation.image_id).select_related("snapshot"):
+                _write(mapping, sealed[mapping.device])
+
+    def _watch(
+        self, attempt: Attempt, work: Generator[dict[str, int], None, dict[str, Sealed]], parts: dict[str, None]
+    ) -> dict[str, Sealed]:
+        watch = Watch("check")
+        while True:
+            try:
+                done = next(work)
+            except StopIteration as stop:
+                sealed: dict[str, Sealed] = stop.value
+                return sealed
+            # How many bytes a file will have is not said; how many were read is.
+            watch.see(attempt, Look(WorkState.RUNNING, {name: (done[name], 0) for name in parts}))
+
+
+def _write(mapping: DeviceMapping, sealed: Sealed) -> None:
+    facts = {
+        "external_id": sealed.id,
+        "format": sealed.format,
+        "stored_bytes": sealed.stored,
+        "sha256": sealed.sha256,
+    }
+    if mapping.snapshot is None:
+        DeviceMapping.objects.filter(pk=mapping.pk).update(**facts)
+    else:
+        Snapshot.objects.filter(pk=mapping.snapshot.pk).update(**facts)
+
+
+class CreateImage(Job):
+    """R8–R11: an image is whole, or it is Error and nothing of it is left."""
+
+    kind = "create_image"
+    long = True
+    steps = (Room(), Capture(), Seal())
+
+    def finish(self, operation: Operation) -> None:
+        image = Image.objects.get(pk=operation.image_id)
+        for snapshot in Snapshot.objects.filter(mappings__image=image):
+            snapshot.move(SnapshotStatus.AVAILABLE)
+        image.move(ImageStatus.AVAILABLE, available_at=timezone.now())
+
+    def failing(self, operation: Operation) -> None:
+        image = Image.objects.get(pk=operation.image_id)
+        image.move(ImageStatus.ERROR, reason=operation.reason)
+
+    def settle(self, operation: Operation, facts: InstanceFacts | None) -> None:
+        """R10: the files are gone, so the snapshots' rows go; the image says what was observed of the instance."""
+        image = Image.objects.select_for_update().get(pk=operation.image_id)
+        snapshots = list(Snapshot.objects.filter(mappings__image=image))
+        DeviceMapping.objects.filter(image=image).update(snapshot=None)
+        Snapshot.objects.filter(pk__in=[snapshot.pk for snapshot in snapshots]).delete()
+        if operation.instance:
+            inventory.settle(operation.instance, facts)
+        if image.delete_wanted:
+            image.delete()
+            return
+        reason = image.reason or {}
+        seen = {"power": str(facts.power), "at": timezone.now().isoformat()} if facts else None
+        Image.objects.filter(pk=image.pk).update(reason=reason | {"observed": seen})
+
+    def litter(self, operation: Operation) -> dict[str, Handle | None]:
+        return {operation.pk: operation.work.get(Capture.name, {}).get("handle")}
+
+
+class Erase(Step):
+    """The files first, then the rows that explain them; each as soon as it is gone."""
+
+    name = "erase"
+
+    def do(self, attempt: Attempt) -> None:
+        operation = attempt.operation
+        for snapshot in Snapshot.objects.filter(pk__in=operation.choices["snapshots"]):
+            self._erase(attempt, snapshot.external_id)
+            with attempt.hold():
+                DeviceMapping.objects.filter(snapshot=snapshot).update(snapshot=None)
+                snapshot.delete()
+        for mapping in DeviceMapping.objects.filter(image=operation.image_id).exclude(external_id=""):
+            self._erase(attempt, mapping.external_id)
+
+    def _erase(self, attempt: Attempt, stored: str) -> None:
+        if stored:
+            wait_for(attempt, lambda: attempt.engine.erase(stored), code="erase-slow")
+
+
+class DeleteImage(Job):
+    """R18. There is no way back from the first file on."""
+
+    kind = "delete_image"
+    steps = (Erase(),)
+    no_return = "erase"
+
+    def finish(self, operation: Operation) -> None:
+        if operation.image:
+            operation.image.delete()
+
+    def settle(self, operation: Operation, facts: InstanceFacts | None) -> None:
+        """Given up: what is left of it is in Error, and can be asked for again."""
+        image = Image.objects.get(pk=operation.image_id)
+        for snapshot in Snapshot.objects.filter(pk__in=operation.choices["snapshots"]):
+            snapshot.move(SnapshotStatus.ERROR)
+        image.move(ImageStatus.ERROR, reason=operation.reason)
+
+
+JOBS: tuple[Job, ...] = (CreateImage(), DeleteImage())
