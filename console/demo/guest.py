@@ -244,9 +244,10 @@ def _file_system(raw: Path, root: Path, *, size: int, offset: int = 0, uuid: str
     with raw.open("wb") as file:
         file.truncate(size)
     # GRUB's ext2 module knows neither feature. Inode tables are written now, or the guest would do it when first
-    # mounted and its disks would not be quiet.
+    # mounted and its disks would not be quiet; they and the journal are small, as what is written takes room.
     extended = f"offset={offset},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"
-    options = ("-q", "-F", "-t", "ext4", "-b", "4096", "-O", "^64bit,^metadata_csum_seed", "-U", uuid, "-E", extended)
+    layout = ("-b", "4096", "-i", "65536", "-J", "size=8", "-O", "^64bit,^metadata_csum_seed")
+    options = ("-q", "-F", "-t", "ext4", *layout, "-U", uuid, "-E", extended)
     _run("mke2fs", *options, "-d", root, raw, f"{(size - offset) >> 10}k")
 
 
