@@ -17,6 +17,7 @@ from pathlib import Path
 
 import redis
 
+ROOT = Path(__file__).resolve().parent.parent
 _USERS = "valkey.users"
 _KEEPER = "valkey.keeper"
 
@@ -92,7 +93,10 @@ def ensure(sockets: Path, data: Path) -> None:
     fcntl.flock(users, fcntl.LOCK_SH)
     socket = sockets / "valkey.sock"
     if not answers(socket):
-        subprocess.Popen([sys.executable, __file__, str(sockets), str(data)], start_new_session=True, close_fds=True)
+        # In its own session: Ctrl-C ends its users, and it ends after the last of them.
+        subprocess.Popen(
+            [sys.executable, "-m", "console.valkey", str(sockets), str(data)], cwd=ROOT, start_new_session=True
+        )
         wait_ready(socket)
 
 

@@ -20,11 +20,8 @@ from compute.engines.folder import FolderEngine
 from compute.inventory import sync
 from compute.models import Disk, Instance, Medium, Quota, Region
 from compute.regions import engine_for
+from console.demo import ACCOUNTS, ADMIN, PASSWORD
 from console.demo.guest import MIB, build_guest, data_disk
-
-PASSWORD = "demo-console"  # noqa: S105 - the demo alone has it, and prints it
-ADMIN = "dana"
-ACCOUNTS = ("alice", "bob", "charlie", ADMIN)
 
 
 @dataclass(frozen=True)
