@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from django.conf import settings
@@ -63,8 +64,7 @@ def is_alive(holder: str) -> bool:
     """Is that very process (pid and start time) still there, and not a zombie? Only for local holders."""
     pid, started = holder.split("/")[2:]
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
     return fields[19] == started and fields[0] not in ("Z", "X")

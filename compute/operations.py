@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -208,11 +209,9 @@ def cancel(operation: Operation, by: Any) -> bool:
 @cache
 def _identity(pid: int) -> str:
     """Who holds: boot and pid namespace, pid, start time. What another process of this machine can look up and kill."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    with open(f"/proc/{pid}/stat") as file:
-        started = file.read().rpartition(")")[2].split()[19]
-    space = os.readlink(f"/proc/{pid}/ns/pid").strip("pid:[]")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    space = str(Path(f"/proc/{pid}/ns/pid").readlink()).strip("pid:[]")
     return f"{boot}/{space}/{pid}/{started}"
 
 

@@ -1,5 +1,5 @@
-"""Every sentence that a code stands for. Rows keep code and data; the text is made when it is read, in the
-reader's language. Each says what happened, what is still true, what to do. Other apps add theirs by ``SENTENCES.update``.
+"""Every sentence that a code stands for. Rows keep code and data; the text is made when it is read, in the reader's
+language. Each says what happened, what is still true, what to do. Other apps add theirs by ``SENTENCES.update``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache
 
 from django.conf import settings
 from django.utils.module_loading import import_string
@@ -21,7 +21,7 @@ def abilities_of(region: str) -> Abilities:
     return import_string(settings.ENGINES[region]["BACKEND"]).abilities
 
 
-@lru_cache(maxsize=None)
+@cache
 def _engine(region: str, pid: int) -> Engine:
     entry = settings.ENGINES[region]
     return import_string(entry["BACKEND"])(region, entry.get("OPTIONS", {}))

@@ -1,4 +1,4 @@
-"""Making, cancelling and deleting images: each one transaction that locks, checks under the lock, and writes all rows."""
+"""Making, cancelling and deleting images: each one transaction that locks, checks under the lock, and writes."""
 
 from __future__ import annotations
 

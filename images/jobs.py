@@ -35,7 +35,7 @@ class Capture(Long):
     def begin(self, attempt: Attempt) -> Handle:
         operation = attempt.operation
         instance = operation.instance
-        assert instance is not None and operation.image is not None
+        assert instance is not None
         # Before the guest is asked: should we die between freeze and thaw, the keeper knows whom to thaw.
         with attempt.hold():
             Instance.objects.filter(pk=instance.pk).update(thaw_owed=timezone.now())

@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 from django.conf import settings
 
 from console import valkey
+from tests.factories import UserFactory
 from tests.settings import HOME
+from tests.world import Folder
 
 ELSEWHERE = ("qemu", "browser", "postgres")
 
@@ -67,3 +70,31 @@ def child_env(transactional_db: None) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "console.settings",
         "DATABASE_URL": f"sqlite:///{settings.DATABASES['default']['NAME']}",
     }
+
+
+@pytest.fixture
+def alice(db: None) -> Any:
+    return UserFactory(username="alice")
+
+
+@pytest.fixture
+def bob(db: None) -> Any:
+    return UserFactory(username="bob")
+
+
+@pytest.fixture
+def charlie(db: None) -> Any:
+    return UserFactory(username="charlie")
+
+
+@pytest.fixture
+def dana(db: None) -> Any:
+    return UserFactory(username="dana", is_staff=True, is_superuser=True)
+
+
+@pytest.fixture
+def folder(db: None) -> Iterator[Folder]:
+    """The folder region, with nothing in it yet."""
+    world = Folder()
+    yield world
+    shutil.rmtree(world.root)
