@@ -47,6 +47,7 @@ class InstanceFactory(DjangoModelFactory[Instance]):
 
     class Meta:
         model = Instance
+        skip_postgeneration_save = True
 
     region = factory.SubFactory(RegionFactory)
     owner = factory.SubFactory(UserFactory)

@@ -201,7 +201,9 @@ def test_delete_with_and_without_its_snapshots(web, alice, folder, snapshots):
     assert deleting.status == "done"
     assert not Image.objects.exists()
     assert Snapshot.objects.count() == (0 if snapshots else 2)
-    assert folder.store_files() == (set() if snapshots else {f"{operation.pk}/{name}" for name in ("vda.raw", "vdb.raw", "sealed.json")})
+    assert folder.store_files() == (
+        set() if snapshots else {f"{operation.pk}/{name}" for name in ("vda.raw", "vdb.raw", "sealed.json")}
+    )
 
 
 def test_an_image_in_error_can_be_deleted(web, alice, folder):
