@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Self, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -86,19 +86,22 @@ class Region(models.Model):
         return self.name
 
 
-class OwnedQuerySet(models.QuerySet[Any]):
+M = TypeVar("M", bound=models.Model, covariant=True)
+
+
+class OwnedQuerySet(models.QuerySet[M]):
     """R22: every query of a view starts here."""
 
-    def visible_to(self, user: Person) -> OwnedQuerySet:
+    def visible_to(self, user: Person) -> Self:
         """What this person may see: their own; staff read everything."""
         return self if getattr(user, "is_staff", False) else self.filter(owner_id=user.pk)
 
-    def in_region(self, region: str) -> OwnedQuerySet:
+    def in_region(self, region: str) -> Self:
         return self.filter(region_id=region)
 
 
-class InstanceQuerySet(OwnedQuerySet):
-    def listed(self) -> InstanceQuerySet:
+class InstanceQuerySet(OwnedQuerySet["Instance"]):
+    def listed(self) -> Self:
         """With all that a list row shows, in a fixed number of queries."""
         live = Operation.objects.filter(status__in=LIVE, holding=True).select_related("image")
         return self.prefetch_related(
@@ -280,8 +283,8 @@ class Quota(models.Model):
         return f"{self.owner} · {self.region_id}"
 
 
-class OperationQuerySet(models.QuerySet[Any]):
-    def live(self) -> OperationQuerySet:
+class OperationQuerySet(models.QuerySet["Operation"]):
+    def live(self) -> Self:
         return self.filter(status__in=LIVE)
 
 

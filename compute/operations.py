@@ -225,7 +225,8 @@ def has_place(operation: Operation) -> bool:
         return True
     kinds = [kind for kind, job in jobs().items() if job.long]
     held = Operation.objects.filter(region=operation.region_id, kind__in=kinds, status__in=LIVE).exclude(holder="")
-    return held.count() < settings.ENGINES[operation.region_id].get("LONG_LIMIT", 2)
+    limit: int = settings.ENGINES[operation.region_id].get("LONG_LIMIT", 2)
+    return held.count() < limit
 
 
 def claim(pk: str) -> Attempt | None:
@@ -317,10 +318,12 @@ class Attempt:
 
     def keep(self, step: str, **facts: Any) -> dict[str, Any]:
         """The row's ``work`` with ``facts`` added to a step: pass it to a hold that has more to write."""
-        return self.operation.work | {step: self.operation.work.get(step, {}) | facts}
+        work: dict[str, Any] = self.operation.work
+        return work | {step: work.get(step, {}) | facts}
 
     def handle(self, step: str) -> Handle | None:
-        return self.operation.work.get(step, {}).get("handle")
+        handle: Handle | None = self.operation.work.get(step, {}).get("handle")
+        return handle
 
     def turn(self, outcome: OperationStatus, reason: Reason) -> None:
         """It will not succeed: begin undoing, and say so on the rows."""

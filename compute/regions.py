@@ -18,10 +18,12 @@ def engine_for(region: str) -> Engine:
 
 def abilities_of(region: str) -> Abilities:
     """What a region can do. Reads the class only: no connection, fit for the web."""
-    return import_string(settings.ENGINES[region]["BACKEND"]).abilities
+    backend: type[Engine] = import_string(settings.ENGINES[region]["BACKEND"])
+    return backend.abilities
 
 
 @cache
 def _engine(region: str, pid: int) -> Engine:
     entry = settings.ENGINES[region]
-    return import_string(entry["BACKEND"])(region, entry.get("OPTIONS", {}))
+    backend: type[Engine] = import_string(entry["BACKEND"])
+    return backend(region, entry.get("OPTIONS", {}))

@@ -30,7 +30,8 @@ class Status(models.TextChoices):
     icon: str
     settled: bool
 
-    def __new__(cls, value: str, tone: Tone, icon: str, settled: bool) -> Self:
+    # The defaults are for type checkers only, which read ``SomeStatus("value")`` as a call of this.
+    def __new__(cls, value: str, tone: Tone = Tone.REST, icon: str = "", settled: bool = True) -> Self:
         member = str.__new__(cls, value)
         member._value_ = value
         member.tone, member.icon, member.settled = tone, icon, settled
@@ -41,8 +42,7 @@ class Stateful(models.Model):
     """A row with a ``status`` that moves along ``ARROWS`` only."""
 
     ARROWS: ClassVar[Mapping[str, frozenset[str]]]
-    status: Any
-    id: Any
+    status = models.CharField(max_length=12)  # each model says its choices
 
     class Meta:
         abstract = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
@@ -38,8 +40,8 @@ class ConsistencyReached(models.TextChoices):
     MIXED = Consistency.MIXED.value, _("Disks not of one instant")
 
 
-class ImageQuerySet(OwnedQuerySet):
-    def listed(self) -> ImageQuerySet:
+class ImageQuerySet(OwnedQuerySet["Image"]):
+    def listed(self) -> Self:
         """With all that a list row shows, in a fixed number of queries."""
         return self.select_related("instance", "owner").prefetch_related(
             models.Prefetch("mappings", DeviceMapping.objects.select_related("snapshot").order_by("device")),
@@ -48,7 +50,7 @@ class ImageQuerySet(OwnedQuerySet):
             ),
         )
 
-    def moving(self) -> ImageQuerySet:
+    def moving(self) -> Self:
         """Rows that still change by themselves: their status is passing, or an operation on them is live."""
         passing = [status for status in ImageStatus if not status.settled]
         live = Operation.objects.filter(image=models.OuterRef("pk"), status__in=LIVE)

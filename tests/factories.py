@@ -1,4 +1,4 @@
-"""Rows for tests. One cast everywhere: Alice owns, Bob is shared with, Charlie has no business here, Dana is the admin."""
+"""Rows for tests. One cast: Alice owns, Bob is shared with, Charlie has no business here, Dana is the admin."""
 
 from __future__ import annotations
 
