@@ -29,7 +29,7 @@ MAY: dict[str, set[str]] = {
     "keeper": {"operations", "inventory", "models", "states", "regions", "engines"},
     "watch": {"models", "states"},
     "progress": {"models", "states", "regions", "engines"},
-    "timeline": {"models", "states", "progress"},
+    "timeline": {"models", "states", "progress", "templatetags"},
     "engines": set(),
     "forms": {"actions", "rules", "models", "states", "refusals", "quotas", "regions"},
 }
