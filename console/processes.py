@@ -37,14 +37,14 @@ def adopt_orphans() -> None:
 
 def _parents() -> Iterator[tuple[int, int]]:
     """(pid, parent) of every process that is not a zombie."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             with suppress(OSError):
-                stat = Path("/proc", entry, "stat").read_text()
+                stat = (entry / "stat").read_text()
                 # The name, in parentheses, may hold anything: the fields begin after the last one.
                 state, parent = stat.rpartition(")")[2].split()[:2]
                 if state not in "ZX":
-                    yield int(entry), int(parent)
+                    yield int(entry.name), int(parent)
 
 
 def descendants(pid: int) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,9 +16,7 @@ def kept_secret(path: Path) -> str:
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         aside.touch(mode=0o600)
         aside.write_text(secrets.token_urlsafe(50))
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            pass
+        with suppress(FileExistsError):
+            path.hardlink_to(aside)
         aside.unlink()
     return path.read_text()

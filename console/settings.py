@@ -18,6 +18,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.translation import gettext_lazy as _
 
+from console.libvirtd import PrivateLibvirtd
 from console.secret import kept_secret
 
 env = environ.Env()
@@ -34,13 +35,15 @@ if PRODUCTION:
         if not os.environ.get(name):
             raise ImproperlyConfigured(f"{name} is not set: in production it has no default (see docs/operating.md).")
 
-# Where this installation keeps what it makes, and its sockets. Socket paths end at 108 bytes, so those lie apart.
+# Where this installation keeps what it makes, and its sockets: apart and short, since their paths end at 108 bytes.
 DATA = Path(env.str("STILLFRAME_DATA", default=str(BASE_DIR / "var" / MODE))).absolute()
 _id = hashlib.sha256(str(DATA).encode()).hexdigest()[:10]
-SOCKETS = Path(env.str("STILLFRAME_SOCKETS", default=os.path.join(tempfile.gettempdir(), f"stillframe-{_id}")))
+SOCKETS = Path(env.str("STILLFRAME_SOCKETS", default=f"{tempfile.gettempdir()}/sf-{_id[:8]}"))
 
 SECRET_KEY = env.str("SECRET_KEY") if PRODUCTION else kept_secret(DATA / "secret-key")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS") if PRODUCTION else ["localhost", "127.0.0.1", "[::1]"]
+
+LIBVIRTD = SOCKETS / "l"
 
 # Regions -------------------------------------------------------------------------------------------------------------
 # {region: {"BACKEND": class, "OPTIONS": {…}, "LONG_LIMIT": long operations that may run at once}}
@@ -48,11 +51,10 @@ ALLOWED_HOSTS = env.list("ALLOWED_HOSTS") if PRODUCTION else ["localhost", "127.
 
 def _engines() -> dict[str, dict[str, Any]]:
     if path := env.str("ENGINES_FILE", default=""):
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(Path(path).read_text())
     if env.str("ENGINE", default="folder") == "libvirt":
         options = {
-            "URI": f"qemu+unix:///session?socket={SOCKETS}/libvirt/libvirt-sock",
+            "URI": PrivateLibvirtd(LIBVIRTD).uri,
             "STORE": str(DATA / "store"),
             "DISKS": str(DATA / "disks"),
             "LOCAL_POOLS": [str(DATA / "local")],
@@ -64,6 +66,9 @@ def _engines() -> dict[str, dict[str, Any]]:
 
 ENGINES = _engines()
 
+# Modules whose JOBS say what kinds of operation there are.
+JOBS = ["compute.jobs", "images.jobs"]
+
 # Seconds: a holder's silence, a step that stands still, a step that reports no progress.
 LIMIT_SILENCE = env.float("LIMIT_SILENCE", default=60.0)
 LIMIT_STALL = env.float("LIMIT_STALL", default=300.0)
@@ -74,7 +79,7 @@ LIMIT_MAXIMUM = env.float("LIMIT_MAXIMUM", default=180.0)
 DATABASES: dict[str, Any] = {"default": env.db("DATABASE_URL", default=f"sqlite:///{DATA}/stillframe.sqlite3")}
 _database = DATABASES["default"]
 if _database["ENGINE"] == "django.db.backends.sqlite3":
-    # IMMEDIATE takes the write lock before the first read: deferred transactions that read, then write, fail each other.
+    # The write lock before the first read: deferred transactions that read, then write, make each other fail.
     _database["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
@@ -97,10 +102,13 @@ RQ_QUEUES = {
     name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": -1} for name in ("short", *(f"long-{region}" for region in ENGINES))
 }
 RQ = {"COMMIT_MODE": "auto", "DEFAULT_RESULT_TTL": 60}
+# Its admin entry is every staff user's; console.urls has the same pages for superusers only.
+RQ_SHOW_ADMIN_LINK = False
 
 # Django --------------------------------------------------------------------------------------------------------------
 
 ROOT_URLCONF = "console.urls"
+CSRF_FAILURE_VIEW = "console.views.forged"
 WSGI_APPLICATION = "console.wsgi.application"
 
 INSTALLED_APPS = [
@@ -123,6 +131,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "console.middleware.request_id",
     "django.middleware.security.SecurityMiddleware",
     "console.middleware.content_security_policy",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -134,6 +143,9 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "console.middleware.readers_zone",
+    "console.middleware.SignInRequired",
+    "console.middleware.Refusals",
     "axes.middleware.AxesMiddleware",
 ]
 
@@ -148,6 +160,7 @@ TEMPLATES = [
                 "django.template.context_processors.i18n",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "console.context.console",
             ],
         },
     },

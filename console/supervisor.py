@@ -36,8 +36,8 @@ SLOWEST = 60.0  # seconds between two starts of a child that keeps dying
 LOG_LIMIT = 10 << 20  # bytes after which a log is put aside at a start
 
 # What of the children's logs the terminal shows; the rest is in the files.
-NOTABLE = re.compile(r" (WARNING|ERROR|CRITICAL) |\[(ERROR|CRITICAL)\]|^Traceback")
-NEW_LINE = re.compile(r"\d{4}-\d\d-\d\d|\[\d{4}-|\d+:[A-Z] ")
+NOTABLE = re.compile(r",\d{3} (WARNING|ERROR|CRITICAL) |\[(ERROR|CRITICAL)\]|^Traceback")
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d|\[\d{4}-|\d+:[A-Z] ")
 
 
 class Stop(Exception):
@@ -49,15 +49,18 @@ class Failed(Exception):
 
 
 class Log:
-    """The file a child writes to, and how far the terminal has followed it."""
+    """The file a child writes to, and how far the terminal has followed it.
 
-    def __init__(self, path: Path, *, show_all: bool = False) -> None:
+    ``talks``: what it prints besides its log is for the user.
+    """
+
+    def __init__(self, path: Path, *, talks: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > LOG_LIMIT:
             path.rename(f"{path}.1")
         path.touch()
         self.path = path
-        self.show_all = show_all
+        self.talks = talks
         self.showing = False
         self.read = path.stat().st_size
 
@@ -68,11 +71,13 @@ class Log:
             whole, newline, _ = file.read().rpartition(b"\n")
         self.read += len(whole) + len(newline)
         for line in whole.decode(errors="replace").splitlines():
-            # A traceback belongs to the line it follows.
-            if self.show_all or NOTABLE.search(line):
+            # A line that is no log line, as in a traceback, belongs to the one before it.
+            if NOTABLE.search(line):
                 self.showing = True
-            elif NEW_LINE.match(line):
+            elif LOG_LINE.match(line):
                 self.showing = False
+            elif self.talks:
+                self.showing = True
             if self.showing:
                 print(f"{self.path.stem}: {line}", flush=True)
 
@@ -117,7 +122,7 @@ class Child:
 
     @property
     def due(self) -> float:
-        return self.started + min(SLOWEST, 0.5 * 2**self.failures)
+        return self.started + min(SLOWEST, 2.0 ** (self.failures - 1))
 
 
 class Supervisor:
@@ -125,7 +130,7 @@ class Supervisor:
         self.port = port
         self.python = sys.executable
         self.manage = [self.python, "manage.py"]
-        self.env = os.environ | {"DJANGO_SETTINGS_MODULE": "console.settings", "PYTHONUNBUFFERED": "1"}
+        self.env = os.environ | {"PYTHONUNBUFFERED": "1"}
         self.libvirtd = PrivateLibvirtd(settings.LIBVIRTD) if "kvm-1" in settings.ENGINES else None
         self.children: dict[str, Child] = {}
         self.stopping = False
@@ -179,16 +184,16 @@ class Supervisor:
         env: dict[str, str] | None = None,
         wanted: bool = True,
         death_signal: signal.Signals = signal.SIGKILL,
-        show_log: bool = False,
+        talks: bool = False,
     ) -> Child:
-        log = Log(settings.DATA / "log" / f"{name}.log", show_all=show_log)
+        log = Log(settings.DATA / "log" / f"{name}.log", talks=talks)
         child = self.children[name] = Child(command, env or self.env, log, wanted, death_signal)
         child.start()
         return child
 
-    def step(self, name: str, command: list[str], *, seconds: float = 900, show_log: bool = False) -> None:
+    def step(self, name: str, command: list[str], *, seconds: float = 900, talks: bool = False) -> None:
         """Run something to its end. Raises ``Failed``."""
-        child = self.start(name, command, wanted=False, show_log=show_log)
+        child = self.start(name, command, wanted=False, talks=talks)
         if not self.until(lambda: child.pid is None, seconds):
             raise Failed(f"{name} did not end in {seconds:.0f} s.")
         if child.code:
@@ -219,7 +224,7 @@ class Supervisor:
             raise Failed(f"Valkey does not come up:\n{self.children['valkey'].log.tail()}")
         if self.libvirtd:
             self.start_libvirtd(self.libvirtd)
-        self.step("demo", [*self.manage, "demo"], show_log=True)
+        self.step("demo", [*self.manage, "demo"], talks=True)
         for queue in settings.RQ_QUEUES:
             for number in range(LONG_WORKERS if queue.startswith("long-") else 1):
                 self.start(f"worker-{queue}-{number + 1}", [*self.manage, "rqworker", queue])
@@ -288,7 +293,7 @@ class Supervisor:
 
 def page_answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
+        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 - our own address
             return bool(answer.status == 200)
     except urllib.error.HTTPError as error:
         raise Failed(f"{address} answers {error.code}.") from error
@@ -304,6 +309,7 @@ def end_leftovers() -> None:
 
 
 def main() -> int:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "console.settings")
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
     processes.adopt_orphans()
     supervisor = Supervisor(port=int(os.environ.get("PORT", "8000")))

@@ -44,7 +44,8 @@ def problems() -> list[str]:
             name = catalogue.relative_to(settings.BASE_DIR)
             fresh = {entry.msgid_with_context for entry in polib.pofile(str(sources / name))}
             kept = [entry for entry in polib.pofile(str(catalogue)) if not entry.obsolete]
-            found += [f"{name}: not in the catalogue: {text!r}" for text in fresh - {e.msgid_with_context for e in kept}]
+            missing = fresh - {entry.msgid_with_context for entry in kept}
+            found += [f"{name}: not in the catalogue: {text!r}" for text in sorted(missing)]
             for entry in kept:
                 if entry.msgid_with_context not in fresh:
                     found.append(f"{name}:{entry.linenum}: no longer in the sources: {entry.msgid!r}")

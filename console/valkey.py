@@ -13,9 +13,12 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 ROOT = Path(__file__).resolve().parent.parent
 _USERS = "valkey.users"
@@ -40,7 +43,7 @@ def binary() -> str:
 
 
 def command(sockets: Path, data: Path) -> list[str]:
-    """The command line that serves ``sockets``/valkey.sock, and nothing on the network, keeping its queue in ``data``."""
+    """What serves ``sockets``/valkey.sock, and nothing on the network, and keeps its queue below ``data``."""
     directory = data / "valkey"
     directory.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -58,7 +61,7 @@ def command(sockets: Path, data: Path) -> list[str]:
 def answers(socket: Path) -> bool:
     """Does a server answer on this socket now?"""
     try:
-        with redis.Redis(unix_socket_path=str(socket), retry=None, socket_timeout=2) as client:
+        with redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0), socket_timeout=2) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False
@@ -75,10 +78,8 @@ def wait_ready(socket: Path, seconds: float = 20) -> None:
 
 def socket_directory(path: Path) -> Path:
     """Make, or accept, a directory only we can enter; ``NoValkey`` for one that is somebody else's."""
-    try:
+    with suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        pass
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise NoValkey(f"{path} is not a private directory of this account: remove it, or set STILLFRAME_SOCKETS.")
