@@ -1,0 +1,95 @@
+"""What the engine shows becomes rows (docs/rules.md R21, R23)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from compute import inventory
+from compute.engines.base import InstanceFacts, Power
+from compute.models import Disk, Instance, Region
+from compute.states import InstanceStatus
+from tests.factories import InstanceFactory, OperationFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def test_an_unknown_instance_becomes_a_row_without_an_owner(folder, alice):
+    row = folder.instance("web-1", None, vda="cloud", vdb="local")
+    assert (row.owner, row.name, row.status) == (None, "web-1", "stopped")
+    assert [(disk.device, disk.medium, disk.size_bytes) for disk in row.disks.order_by("device")] == [
+        ("vda", "cloud", 2 << 20),
+        ("vdb", "local", 2 << 20),
+    ]
+    assert not Instance.objects.visible_to(alice).exists()
+
+
+def test_looking_again_changes_nothing_that_people_said(folder, alice):
+    row = folder.instance("web-1", alice, vda="cloud")
+    Instance.objects.filter(pk=row.pk).update(name="renamed")
+    inventory.sync(folder.region)
+    row.refresh_from_db()
+    assert (row.name, row.owner, Instance.objects.count(), Disk.objects.count()) == ("renamed", alice, 1, 1)
+
+
+def test_what_vanished_is_gone_and_what_comes_back_is_recognised(folder, alice):
+    row = folder.instance("web-1", alice, vda="cloud")
+    description = folder.root / "instances/web-1/instance.json"
+    away = description.rename(description.with_suffix(".away"))
+    inventory.sync(folder.region)
+    row.refresh_from_db()
+    assert row.status == "gone"
+    away.rename(description)
+    inventory.sync(folder.region)
+    row.refresh_from_db()
+    assert (row.status, row.owner) == ("stopped", alice)
+
+
+def test_a_disk_that_was_detached_is_attached_to_nothing(folder, alice):
+    row = folder.instance("web-1", alice, vda="cloud", vdb="cloud")
+    description = folder.root / "instances/web-1/instance.json"
+    about = json.loads(description.read_text())
+    about["disks"] = [disk for disk in about["disks"] if disk["device"] == "vda"]
+    description.write_text(json.dumps(about))
+    inventory.sync(folder.region)
+    assert [disk.device for disk in row.disks.all()] == ["vda"]
+    assert Disk.objects.get(instance=None).status == "available"
+
+
+def test_the_region_says_when_it_was_seen_and_what_is_free(folder):
+    inventory.sync(folder.region)
+    region = Region.objects.get()
+    assert region.seen_at is not None
+    assert 0 < region.free_bytes <= region.total_bytes
+
+
+def facts(power: Power) -> InstanceFacts:
+    return InstanceFacts("x", "web-1", power, 1, 256, ())
+
+
+@pytest.mark.parametrize("status", [status for status in InstanceStatus if not status.settled])
+def test_passing_statuses_belong_to_their_operation(folder, status):
+    row = InstanceFactory(status=status)
+    inventory.show(row, facts(Power.RUNNING), row.created_at)
+    row.refresh_from_db()
+    assert row.status == status
+
+
+def test_an_old_look_does_not_overrule_an_operation_that_ended_since(folder):
+    row = InstanceFactory(status=InstanceStatus.STOPPED)
+    before = row.created_at
+    OperationFactory(instance=row, status="done", ended_at=inventory.timezone.now())
+    inventory.show(row, facts(Power.RUNNING), before)
+    row.refresh_from_db()
+    assert row.status == "stopped"
+    inventory.show(row, facts(Power.RUNNING), inventory.timezone.now())
+    row.refresh_from_db()
+    assert row.status == "running"
+
+
+def test_what_could_not_be_observed_after_an_operation_is_an_error(folder):
+    row = InstanceFactory(status=InstanceStatus.RUNNING)
+    inventory.settle(row, None, {"code": "did-not-stop", "data": {"seconds": 3}})
+    row.refresh_from_db()
+    assert (row.status, row.reason["code"]) == ("error", "did-not-stop")
