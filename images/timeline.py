@@ -85,9 +85,8 @@ def _end(image: Image, making: Operation) -> Iterator[Moment]:
         yield Moment("now" if sealing else "next", _("Inspecting and hashing every file"))
         yield Moment("next", _("Available"))
     else:
-        who = making.cancelled_by.get_username() if making.cancelled_by else ""
         cancelled = OperationStatus.CANCELLED in (making.outcome, making.status)
-        yield Moment("bad", _("Cancelled by %(who)s") % {"who": who} if cancelled else _("Stopped"), None, making.why)
+        yield Moment("bad", making.why) if cancelled else Moment("bad", _("Stopped"), None, making.why)
         if making.is_live:
             yield Moment("undo now", _("Cleaning up"))
         else:
