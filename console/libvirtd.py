@@ -67,8 +67,12 @@ class PrivateLibvirtd:
         return ["libvirtd"]
 
     def start(self) -> None:
-        """Run it as our child; it is ready a moment later (``wait_ready``)."""
-        self._process = subprocess.Popen(self.command(), env=self.env, cwd="/", stdin=subprocess.DEVNULL)
+        """Run it as our child, with its log in ``root``; it is ready a moment later (``wait_ready``)."""
+        command = self.command()
+        # Not our own output: machines inherit it, and whoever reads it would wait for them to end.
+        with (self.root / "libvirtd.log").open("ab") as log:
+            quiet = subprocess.DEVNULL
+            self._process = subprocess.Popen(command, env=self.env, cwd="/", stdin=quiet, stdout=log, stderr=log)
 
     def wait_ready(self, deadline: float = 30) -> None:
         """Return once it accepts connections; ``TimeoutError`` after so many seconds, or at once when it has ended."""

@@ -49,25 +49,29 @@ class Store:
 
     def space(self) -> tuple[int, int]:
         """Free and total bytes of the file system the store lies on."""
-        with _told():
+        with told():
             self._present()
             facts = os.statvfs(self.root)
         return facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
 
     def make_room(self, key: str) -> None:
         """Make the room of ``key``; fine when it is there or already sealed."""
-        with _told():
+        with told():
             self._present()
             if not self._published(key).is_dir():
-                self._open(key).mkdir(mode=0o700, exist_ok=True)
+                self.opened(key).mkdir(mode=0o700, exist_ok=True)
 
     def room(self, key: str) -> Path:
         """The room of ``key`` while it is open for writing. ``EngineError("no-room")`` when it is not there."""
         self._present()
-        room = self._open(key)
+        room = self.opened(key)
         if room.is_symlink() or not room.is_dir():
             raise EngineError("no-room")
         return room
+
+    def opened(self, key: str) -> Path:
+        """Where the room of ``key`` is while it is open, whether or not it is there."""
+        return self.root / f"{_safe(key)}.creating"
 
     def part(self, key: str, name: str, format: str) -> Path:
         """Where the capture of part ``name`` is to be written; the room must be there, the file need not."""
@@ -77,7 +81,7 @@ class Store:
 
     def seal(self, key: str, parts: Mapping[str, int]) -> Generator[dict[str, int], None, dict[str, Sealed]]:
         """``Engine.seal``: the file of each part is inspected, hashed, made durable, and all are published at once."""
-        with _told():
+        with told():
             self._present()
             published = self._published(key)
             if not published.is_dir():
@@ -93,10 +97,10 @@ class Store:
 
     def discard(self, key: str) -> bool:
         """Remove the room of ``key`` and what was published from it. True once nothing is left."""
-        with _told():
+        with told():
             self._present()
             # The room first: a ghost that seals between the two lines publishes into what the second removes.
-            places = (self._open(key), self._published(key))
+            places = (self.opened(key), self._published(key))
             for place in places:
                 _remove(place)
             _sync_directory(self.root)
@@ -108,7 +112,7 @@ class Store:
         if match is None:
             raise ValueError(f"not a file of the store: {stored!r}")
         key, file = match.groups()
-        with _told():
+        with told():
             self._present()
             try:
                 directory = os.open(self._published(key), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -138,9 +142,6 @@ class Store:
         # A store that is not mounted must not look like one in which everything has been deleted.
         if not self.root.is_dir():
             raise Unreachable(store=str(self.root))
-
-    def _open(self, key: str) -> Path:
-        return self.root / f"{_safe(key)}.creating"
 
     def _published(self, key: str) -> Path:
         return self.root / _safe(key)
@@ -182,31 +183,44 @@ class Store:
         _sync_directory(room)
 
 
-def inspect(file: BinaryIO, part: str, format: str, capacity: int | None) -> int:
-    """Whether a file is a standalone image of the declared format and capacity (any, if None); its capacity in bytes.
+def inspect(file: BinaryIO, part: str, format: str, capacity: int) -> None:
+    """Make sure that a file is a standalone image of the declared format and capacity (R25). Reads its header only.
 
-    Raises ``EngineError("hostile-image", part=…, why=…)``; ``why`` is one of ``format``, ``backing_file``,
-    ``data_file``, ``unknown_features``, ``size``. Reads the header only.
+    Raises ``EngineError("hostile-image", part=…, why=…)``; ``why`` is one of ``format``, ``size``, ``backing_file``,
+    ``data_file``, ``unknown_features``.
     """
-    if format == "raw":
-        # Anything at all may be in a raw file. It is never probed, so it need not be looked into (CVE-2015-7548).
-        size = os.fstat(file.fileno()).st_size
-    else:
-        inspector_class = format_inspector.get_inspector(format)
-        assert inspector_class is not None
-        inspector = inspector_class()
-        try:
-            inspector.eat_chunk(file.read(512))
-            inspector.finish()
-            inspector.safety_check()
-        except format_inspector.SafetyCheckFailed as error:
-            raise EngineError("hostile-image", part=part, why=sorted(error.failures)[0]) from error
-        except format_inspector.ImageFormatError as error:
-            raise EngineError("hostile-image", part=part, why="format") from error
-        size = inspector.virtual_size
-    if capacity is not None and size != capacity:
+    try:
+        header = _header(file, format)
+        header.safety_check()
+    except format_inspector.SafetyCheckFailed as error:
+        raise EngineError("hostile-image", part=part, why=min(error.failures)) from error
+    except format_inspector.ImageFormatError as error:
+        raise EngineError("hostile-image", part=part, why="format") from error
+    size = header_size(file, format)
+    if size != capacity:
         raise EngineError("hostile-image", part=part, why="size", expected=capacity, found=size)
-    return size
+
+
+def header_size(file: BinaryIO, format: str) -> int:
+    """The capacity in bytes of an image of the declared format, whatever else it is. ``ValueError``: not one."""
+    if format == "raw":
+        # Anything at all may be in a raw file. It is never probed (CVE-2015-7548).
+        return os.fstat(file.fileno()).st_size
+    header = _header(file, format)
+    if not (header.complete and header.format_match):
+        raise ValueError(f"not {format}")
+    return header.virtual_size
+
+
+def _header(file: BinaryIO, format: str) -> format_inspector.FileInspector:
+    inspector_class = format_inspector.get_inspector(format)
+    if inspector_class is None:
+        raise ValueError(f"not a format: {format!r}")
+    header = inspector_class()
+    file.seek(0)
+    header.eat_chunk(file.read(512))
+    header.finish()
+    return header
 
 
 def helper(*command: str) -> subprocess.Popen[str]:
@@ -290,7 +304,7 @@ def _safe(name: str) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """What the file system refuses, as an error that can be told."""
     try:
         yield

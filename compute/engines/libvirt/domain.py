@@ -32,7 +32,7 @@ class DiskSource:
 
 @dataclass(frozen=True)
 class DomainDisk:
-    """One disk of an existing domain, as declared. ``path`` is absolute, "" for a disk that is not a file."""
+    """One disk of an existing domain, as declared. ``source`` identifies it; ``path`` is "" when it is not a file."""
 
     device: str
     source: str
@@ -211,7 +211,11 @@ def _read_disk(disk: Element, device: str) -> DomainDisk:
         problem = "disk-readonly"
     else:
         problem = ""
-    return DomainDisk(device, " ".join(attributes.values()), path, format, encrypted, problem)
+    # Not all attributes: libvirt adds some while the domain runs.
+    elsewhere = "/".join(
+        attributes[name] for name in ("protocol", "pool", "dev", "name", "volume") if name in attributes
+    )
+    return DomainDisk(device, path or elsewhere, path, format, encrypted, problem)
 
 
 def _parse(xml: str) -> Element:

@@ -1,0 +1,81 @@
+"""The guest agent: untrusted, often absent, sometimes hung. Nothing here raises for what an agent does or omits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compute.engines.libvirt import binding as lv
+
+ASK_SECONDS = 2
+FREEZE_SECONDS = 5
+LONGEST_NAME = 128
+
+
+def asked(dom: Any) -> tuple[bool, str]:
+    """Does the agent answer, and what does it call its system ("" when it does not say)?"""
+    try:
+        system = _command(dom, "guest-get-osinfo").get("pretty-name", "")
+    except lv.libvirtError as error:
+        # While it is frozen, or when it is old, it refuses this question and still answers that it is there.
+        return not _silent(error) and _pings(dom), ""
+    return True, _printable(system)
+
+
+def freeze(dom: Any) -> int | None:
+    """Freeze the guest's file systems; how many were. None when that is unknown: a thaw is owed all the same."""
+    try:
+        dom.agentSetResponseTimeout(FREEZE_SECONDS, 0)
+        return int(dom.fsFreeze())
+    except lv.libvirtError:
+        return None
+
+
+def thaw(dom: Any) -> int | None:
+    """Thaw the guest's file systems; how many were frozen. None when it did not answer."""
+    try:
+        dom.agentSetResponseTimeout(FREEZE_SECONDS, 0)
+        return int(dom.fsThaw())
+    except lv.libvirtError:
+        return None
+
+
+def thawed(dom: Any) -> bool:
+    """Thaw the guest; True once it answered that it is thawed, or when it is not running or has no agent at all.
+
+    A freeze that timed out may still happen, so silence is no answer.
+    """
+    try:
+        dom.agentSetResponseTimeout(FREEZE_SECONDS, 0)
+        dom.fsThaw()
+        return bool(_command(dom, "guest-fsfreeze-status") == "thawed")
+    except lv.libvirtError as error:
+        never = (lv.VIR_ERR_OPERATION_INVALID, lv.VIR_ERR_ARGUMENT_UNSUPPORTED, lv.VIR_ERR_NO_DOMAIN)
+        if error.get_error_code() in never:
+            return True
+        if error.get_error_code() == lv.VIR_ERR_AGENT_UNRESPONSIVE:
+            return False
+        raise
+
+
+def _pings(dom: Any) -> bool:
+    try:
+        _command(dom, "guest-ping")
+    except lv.libvirtError:
+        return False
+    return True
+
+
+def _command(dom: Any, name: str) -> Any:
+    import libvirt_qemu
+
+    return json.loads(libvirt_qemu.qemuAgentCommand(dom, json.dumps({"execute": name}), ASK_SECONDS, 0))["return"]
+
+
+def _silent(error: Any) -> bool:
+    return error.get_error_code() in (lv.VIR_ERR_AGENT_UNRESPONSIVE, lv.VIR_ERR_ARGUMENT_UNSUPPORTED)
+
+
+def _printable(text: object) -> str:
+    # The guest chooses it, and it is shown to people.
+    return "".join(character for character in str(text) if character.isprintable())[:LONGEST_NAME]

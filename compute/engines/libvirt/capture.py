@@ -1,0 +1,243 @@
+"""A capture: one push backup job inside QEMU, of all chosen disks as of one instant.
+
+A running instance copies its own disks, inside a freeze. The disks of a stopped one are copied by a stand-in: a
+paused domain of ours that holds them read-only. Either job goes on without us and without libvirtd, and is found
+again by the files it writes, which lie in the operation's room. Two notes lie there too:
+
+* ``capture.json``: handle and instant, written when the job has begun; begin again and it answers the same;
+* ``copied``: written when the job was seen to have succeeded, since libvirt forgets results.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from compute.engines.base import Captured, Consistency, EngineError, Handle, Look, Part, Power, WorkState
+from compute.engines.libvirt import agent, disks, domain, machines
+from compute.engines.libvirt import binding as lv
+from compute.engines.store import Store
+
+NOTE, COPIED = "capture.json", "copied"
+ABORT_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where one operation's files lie while it runs, and the mark on what works for it."""
+
+    path: Path
+    mark: domain.StandIn
+
+    def target(self, part: str) -> Path:
+        return self.path / f"{part}.qcow2"
+
+
+def begin(conn: Any, room: Room, instance: str, parts: tuple[Part, ...], domain_type: str) -> tuple[Handle, Captured]:
+    """Start or find the job that fills the room; see ``Engine.begin``."""
+    if (room.path / NOTE).exists():
+        return _read_note(room)
+    dom = machines.present(conn, instance)
+    facts = domain.read(dom.XMLDesc(0))
+    chosen = {part.name: _chosen(facts, part) for part in parts}
+    targets = {disk.device: room.target(name) for name, disk in chosen.items()}
+    stand_in = machines.find(conn, domain.stand_in_uuid(room.mark))
+    worker = stand_in or dom
+
+    if _fills(worker, room):
+        # The one who began died before the note was written: what it froze and thawed, nobody knows.
+        if worker is dom:
+            agent.thaw(dom)
+        began = datetime.now(UTC) - timedelta(milliseconds=worker.jobStats().get("time_elapsed", 0))
+        captured = Captured(Consistency.CRASH if worker is dom else Consistency.OFFLINE, began)
+    else:
+        for target in targets.values():
+            target.unlink(missing_ok=True)  # of a job that nobody can say the end of
+        if stand_in is None and machines.power(dom) is Power.RUNNING:
+            captured = _begin_running(dom, facts, targets)
+        else:
+            sources = [domain.DiskSource(disk.device, disk.path, disk.format) for disk in chosen.values()]
+            xml = domain.stand_in_xml(room.mark, sources, domain_type)
+            worker = stand_in or _stand_in(conn, dom, xml)
+            captured = _begin_stopped(worker, targets)
+
+    handle = {
+        "key": room.mark.key,
+        "domain": worker.UUIDString(),
+        "stand_in": worker is not dom,
+        "devices": {name: disk.device for name, disk in chosen.items()},
+        "sizes": {name: disks.measured(disk).size for name, disk in chosen.items()},
+    }
+    _write_note(room, handle, captured)
+    return handle, captured
+
+
+def look(conn: Any, handle: Handle, room: Room) -> Look:
+    """How far the job is; see ``Engine.look``."""
+    sizes: Mapping[str, int] = handle["sizes"]
+    if not (room.path / COPIED).exists():
+        dom = machines.find(conn, handle["domain"])
+        if dom is not None and _fills(dom, room):
+            seen = {name: _progress(dom, handle["devices"][name], size) for name, size in sizes.items()}
+            return Look(WorkState.RUNNING, seen)
+        if (failure := _failure(dom, handle, room)) is not None:
+            return Look(WorkState.FAILED, error=failure)
+        (room.path / COPIED).touch()
+    return Look(WorkState.DONE, {name: (size, size) for name, size in sizes.items()})
+
+
+def end(conn: Any, handle: Handle) -> None:
+    """Destroy the stand-in, or let libvirt forget the job's result."""
+    dom = machines.find(conn, handle["domain"])
+    if dom is None:
+        return
+    if handle["stand_in"]:
+        _destroy(dom)
+    else:
+        dom.jobStats(lv.VIR_DOMAIN_JOB_STATS_COMPLETED)
+
+
+def abort(conn: Any, room: Room) -> bool:
+    """Stop whatever fills the room, without knowing who it is. True once nothing does."""
+    stand_in = machines.find(conn, domain.stand_in_uuid(room.mark))
+    if stand_in is not None:
+        _destroy(stand_in)
+    busy = [dom for dom in conn.listAllDomains(lv.VIR_CONNECT_LIST_DOMAINS_ACTIVE) if _fills(dom, room)]
+    for dom in busy:
+        with suppress(lv.libvirtError):  # it ended by itself a moment ago
+            dom.abortJob()
+    deadline = time.monotonic() + ABORT_SECONDS
+    while any(_fills(dom, room) for dom in busy):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def clear_orphan(dom: Any, mark: domain.StandIn, store: Store) -> None:
+    """Destroy a stand-in of this store whose room is gone: its maker died while libvirt was still starting it."""
+    if mark.store == str(store.root) and not store.opened(mark.key).is_dir():
+        _destroy(dom)
+
+
+def _begin_running(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Path]) -> Captured:
+    if dom.jobStats().get("type"):
+        # libvirt would wait half a minute for it and then refuse.
+        raise EngineError("instance-busy")
+    asked = time.monotonic()
+    frozen = agent.freeze(dom)
+    thawed = None
+    try:
+        instant = datetime.now(UTC)
+        _backup(dom, facts, targets)
+    finally:
+        thawed = agent.thaw(dom)
+    if frozen and thawed == frozen:
+        milliseconds = round(1000 * (time.monotonic() - asked))
+        return Captured(Consistency.FROZEN, instant, frozen, thawed, milliseconds)
+    return Captured(Consistency.CRASH, instant, frozen, thawed)
+
+
+def _begin_stopped(stand_in: Any, targets: Mapping[str, Path]) -> Captured:
+    instant = datetime.now(UTC)
+    try:
+        _backup(stand_in, domain.read(stand_in.XMLDesc(0)), targets)
+    except EngineError:
+        _destroy(stand_in)
+        raise
+    return Captured(Consistency.OFFLINE, instant)
+
+
+def _stand_in(conn: Any, dom: Any, xml: str) -> Any:
+    if (power := machines.power(dom)) is not Power.STOPPED:
+        raise EngineError("instance-state", power=power)
+    if dom.hasManagedSaveImage():
+        # Its disks are those of a machine that still runs, only its memory lies in a file.
+        raise EngineError("instance-saved")
+    try:
+        return conn.createXML(xml, lv.VIR_DOMAIN_START_PAUSED)
+    except lv.libvirtError as error:
+        said = error.get_error_message() or ""
+        raise EngineError("disk-in-use" if "lock" in said else "stand-in-failed", said=said) from error
+
+
+def _backup(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Path]) -> None:
+    # The result that libvirt may still keep of an earlier job must not be taken for ours.
+    dom.jobStats(lv.VIR_DOMAIN_JOB_STATS_COMPLETED)
+    try:
+        dom.backupBegin(domain.backup_xml(facts, targets), None, 0)
+    except lv.libvirtError as error:
+        said = error.get_error_message() or ""
+        raise EngineError("store-full" if "No space left" in said else "capture-refused", said=said) from error
+
+
+def _chosen(facts: domain.DomainFacts, part: Part) -> domain.DomainDisk:
+    for disk in facts.disks:
+        if disk.source == part.disk:
+            if disk.problem:
+                raise EngineError(disk.problem, device=disk.device)
+            return disk
+    raise EngineError("disk-vanished", device=part.name)
+
+
+def _fills(dom: Any, room: Room) -> bool:
+    """Does a backup run on this domain that writes into the room?"""
+    try:
+        targets = domain.backup_targets(dom.backupGetXMLDesc(0))
+    except lv.libvirtError as error:
+        none = (lv.VIR_ERR_NO_DOMAIN_BACKUP, lv.VIR_ERR_NO_DOMAIN, lv.VIR_ERR_OPERATION_INVALID)
+        if error.get_error_code() not in none:
+            raise
+        return False
+    return any(target.parent == room.path for target in targets.values())
+
+
+def _progress(dom: Any, device: str, size: int) -> tuple[int, int]:
+    # A disk whose job has ended while others go on is complete.
+    job = dom.blockJobInfo(device, 0)
+    return (min(job["cur"], size) if job else size), size
+
+
+def _failure(dom: Any | None, handle: Handle, room: Room) -> EngineError | None:
+    """Why a job that no longer runs did not succeed; None when it did."""
+    if dom is None:
+        return EngineError("copier-vanished" if handle["stand_in"] else "instance-vanished")
+    result = dom.jobStats(lv.VIR_DOMAIN_JOB_STATS_COMPLETED | lv.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED)
+    if result.get("success") and all(room.target(name).exists() for name in handle["sizes"]):
+        return None
+    said = result.get("errmsg", "")
+    if "No space left" in said:
+        return EngineError("store-full")
+    # A guest that switched itself off is between running and stopped for half a minute.
+    if not handle["stand_in"] and machines.power(dom) is not Power.RUNNING:
+        return EngineError("instance-stopped")
+    return EngineError("copy-failed", errno=said or "?") if result else EngineError("result-lost")
+
+
+def _destroy(dom: Any) -> None:
+    try:
+        dom.destroy()
+    except lv.libvirtError as error:
+        if error.get_error_code() not in (lv.VIR_ERR_NO_DOMAIN, lv.VIR_ERR_OPERATION_INVALID):
+            raise
+
+
+def _write_note(room: Room, handle: Handle, captured: Captured) -> None:
+    instant = None if captured.instant is None else captured.instant.isoformat()
+    draft = room.path / f"{NOTE}.draft"
+    draft.write_text(json.dumps({"handle": handle, "captured": {**asdict(captured), "instant": instant}}))
+    draft.rename(room.path / NOTE)
+
+
+def _read_note(room: Room) -> tuple[Handle, Captured]:
+    note = json.loads((room.path / NOTE).read_text())
+    facts = note["captured"]
+    facts["consistency"] = Consistency(facts["consistency"])
+    facts["instant"] = None if facts["instant"] is None else datetime.fromisoformat(facts["instant"])
+    return note["handle"], Captured(**facts)
