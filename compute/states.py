@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from compute.refusals import Conflict
 
@@ -109,7 +110,7 @@ class OperationStatus(Status):
     # Written; nobody has begun.
     QUEUED = "queued", Tone.REST, "clock", False, _("Queued")
     # Claimed at least once; its steps are being done.
-    RUNNING = "running", Tone.MOVE, "loader-circle", False, _("Running")
+    RUNNING = "running", Tone.MOVE, "loader-circle", False, pgettext_lazy("operation", "Running")
     # It will not succeed; what it made is being removed, and it still holds its locks.
     UNDOING = "undoing", Tone.CARE, "undo-2", False, _("Cleaning up")
     # All steps done.

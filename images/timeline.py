@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 
 from compute.models import Operation
 from compute.states import OperationStatus
@@ -86,7 +87,7 @@ def _end(image: Image, making: Operation) -> Iterator[Moment]:
         yield Moment("next", _("Available"))
     else:
         cancelled = OperationStatus.CANCELLED in (making.outcome, making.status)
-        yield Moment("bad", making.why) if cancelled else Moment("bad", _("Stopped"), None, making.why)
+        yield Moment("bad", making.why) if cancelled else Moment("bad", pgettext("making", "Stopped"), None, making.why)
         if making.is_live:
             yield Moment("undo now", _("Cleaning up"))
         else:

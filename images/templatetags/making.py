@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django import template
-from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from compute.models import Instance, Operation
 from compute.refusals import Refused
@@ -14,7 +14,12 @@ from images.progress import Progress, progress_of
 
 register = template.Library()
 
-KINDS.update({"create_image": _("Create image"), "delete_image": _("Delete image")})
+KINDS.update(
+    {
+        "create_image": pgettext_lazy("operation", "Create image"),
+        "delete_image": pgettext_lazy("operation", "Delete image"),
+    }
+)
 
 
 @register.filter
