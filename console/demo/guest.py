@@ -246,7 +246,7 @@ def _file_system(raw: Path, root: Path, *, size: int, offset: int = 0, uuid: str
     # GRUB's ext2 module knows neither feature. Inode tables are written now, or the guest would do it when first
     # mounted and its disks would not be quiet; they and the journal are small, as what is written takes room.
     extended = f"offset={offset},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"
-    layout = ("-b", "4096", "-i", "65536", "-J", "size=8", "-O", "^64bit,^metadata_csum_seed")
+    layout = ("-b", "4096", "-i", "65536", "-J", "size=4", "-O", "^64bit,^metadata_csum_seed")
     options = ("-q", "-F", "-t", "ext4", *layout, "-U", uuid, "-E", extended)
     _run("mke2fs", *options, "-d", root, raw, f"{(size - offset) >> 10}k")
 

@@ -1,4 +1,4 @@
-"""The demo's machines on a libvirt region: made once, shut down and started with the console, removed with it.
+"""The demo's machines on a libvirt region: made once, shut down and started with the console.
 
 Only domains whose names begin with ``stillframe-`` are touched: the demo's own and the captures' stand-ins.
 """
@@ -18,6 +18,7 @@ import libvirt
 from compute.engines.libvirt.domain import DiskSource, domain_xml
 
 PREFIX = "stillframe-"
+PRESS_AGAIN = 3  # seconds
 log = logging.getLogger(__name__)
 
 # What a domain answers when it has gone, or gone off, since it was listed.
@@ -48,22 +49,26 @@ def power_off(options: Mapping[str, Any], grace_seconds: float = 20) -> list[str
     They are written down before anything is asked of them, for ``power_on``. Stand-ins end at once.
     """
     with _connected(options) as connection:
-        active = _ours(connection, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        machines = [domain for domain in active if domain.isPersistent()]
-        ran = sorted({domain.name() for domain in machines})
-        # An earlier call may have been interrupted after it had shut some of them down.
-        _ran(options).write_text(json.dumps(sorted({*ran, *_recorded(options)})))
-        for domain in active:
-            with _unless_gone():
-                if domain in machines:
-                    # The power button rather than the agent: all at once, and a hung agent holds up nobody.
-                    domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
-                else:
-                    domain.destroy()
+        ran = sorted(domain.name() for domain in _active(connection) if domain.isPersistent())
+        if ran:
+            # An earlier call may have been interrupted after it had shut some of them down.
+            _ran(options).write_text(json.dumps(sorted({*ran, *_recorded(options)})))
         deadline = time.monotonic() + grace_seconds
-        while _ours(connection, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE) and time.monotonic() < deadline:
+        pressed = float("-inf")
+        while (active := _active(connection)) and time.monotonic() < deadline:
+            # Pressed again now and then: a guest that still boots does not notice.
+            press = time.monotonic() - pressed > PRESS_AGAIN
+            if press:
+                pressed = time.monotonic()
+            for domain in active:
+                with _unless_gone():
+                    if not domain.isPersistent():
+                        domain.destroy()
+                    elif press:
+                        # The power button, not the agent: a hung agent would hold up all the others.
+                        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
             time.sleep(0.1)
-        for domain in _ours(connection, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        for domain in active:
             log.warning("%s did not shut down within %s s: forced", domain.name(), grace_seconds)
             with _unless_gone():
                 domain.destroy()
@@ -83,17 +88,6 @@ def power_on(options: Mapping[str, Any]) -> None:
     _ran(options).unlink(missing_ok=True)
 
 
-def remove(options: Mapping[str, Any]) -> None:
-    """Destroy and forget our domains. Their files are left to the caller."""
-    with _connected(options) as connection:
-        for domain in _ours(connection, 0):
-            persistent = domain.isPersistent()
-            with _unless_gone():
-                domain.destroy()
-            if persistent:
-                domain.undefine()
-
-
 def _ran(options: Mapping[str, Any]) -> Path:
     return Path(options["DISKS"]) / "ran.json"
 
@@ -104,6 +98,10 @@ def _recorded(options: Mapping[str, Any]) -> list[str]:
     except FileNotFoundError:
         return []
     return names
+
+
+def _active(connection: libvirt.virConnect) -> list[libvirt.virDomain]:
+    return _ours(connection, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
 
 
 def _ours(connection: libvirt.virConnect, flags: int) -> list[libvirt.virDomain]:
