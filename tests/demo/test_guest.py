@@ -37,7 +37,7 @@ def test_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(b"as before")
     with pytest.raises(GuestError, match="mke2fs"):
-        data_disk(disk, uuid=UUID, size=16 * MIB, format="raw", files={"/too/big": bytes(20 * MIB)})
+        data_disk(disk, uuid=UUID, size=16 * MIB, format="raw", files={"/too/big": b"x" * 20 * MIB})
     assert disk.read_bytes() == b"as before"
     assert list(tmp_path.iterdir()) == [disk]
 
