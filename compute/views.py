@@ -61,6 +61,8 @@ def instance_poll(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     rows = _instances(request, region).filter(pk=pk)
     change = changes(request, rows, "holding")
     if not isinstance(change, Changes):
+        if change.status_code != 204:
+            get_object_or_404(rows)
         return change
     if change.gone:
         return HttpResponseClientRedirect(reverse("instances", args=[region]))

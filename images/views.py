@@ -51,6 +51,12 @@ def _dialog(request: HttpRequest, template: str, context: dict[str, Any], refuse
     return render(request, name, context, status=status)
 
 
+def _only_owner(request: HttpRequest, row: Instance | Image) -> None:
+    """Staff read everything, but this verb is its owner's (R22)."""
+    if row.owner_id != request.user.pk:
+        raise NotAllowed("not-yours")
+
+
 # Making one ---------------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +71,8 @@ def create(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     again = _images(request, region).filter(pk=request.GET.get("again"), instance=instance).first()
     form = CreateImageForm(instance, request.POST if request.method == "POST" else None, again=again)
     refused = None if form.is_bound else why_not_create_image(instance)
+    if form.is_bound:
+        _only_owner(request, instance)
     if form.is_bound and form.is_valid():
         wanted = form.cleaned_data
         try:
@@ -147,6 +155,8 @@ def image_poll(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     rows = _images(request, region).filter(pk=pk)
     change = changes(request, rows, "exclusive")
     if not isinstance(change, Changes):
+        if change.status_code != 204:
+            get_object_or_404(rows)
         return change
     if change.gone:
         return HttpResponseClientRedirect(reverse("images", args=[region]))
@@ -216,9 +226,13 @@ def delete(request: HttpRequest, region: str, pk: str) -> HttpResponse:
 
 @require_POST
 def share(request: HttpRequest, region: str, pk: str) -> HttpResponse:
-    raise why_not_share(_image(request, region, pk))
+    row = _image(request, region, pk)
+    _only_owner(request, row)
+    raise why_not_share(row)
 
 
 @require_POST
 def launch(request: HttpRequest, region: str, pk: str) -> HttpResponse:
-    raise why_not_create_instance(_image(request, region, pk))
+    row = _image(request, region, pk)
+    _only_owner(request, row)
+    raise why_not_create_instance(row)
