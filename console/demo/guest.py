@@ -9,6 +9,7 @@ Needs amd64, apt's package lists (the first time), gcc with a static libc, e2fsp
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
@@ -154,22 +155,24 @@ def _debian(cache: Path) -> Path:
     """The unpacked packages. Fetched once; any account may do it, no lock of apt is taken."""
     # Another list of packages is another tree.
     tree = cache / f"debian-{sha256(' '.join(PACKAGES).encode()).hexdigest()[:8]}"
-    if tree.is_dir():
-        return tree
-    with _workshop(cache / f"{tree.name}-{os.getpid()}") as work:
-        meta = _run("apt-cache", "depends", "linux-image-cloud-amd64")
-        kernel = [line.split()[1] for line in meta.splitlines() if "Depends: linux-image-" in line]
-        # As root, apt would give the download to an account that cannot write here, and warn.
-        _run("apt-get", "-o", "APT::Sandbox::User=root", "download", *kernel, *PACKAGES, cwd=work)
-        for package in sorted(work.glob("*.deb")):
-            _run("dpkg-deb", "-x", package, work / "tree")
-        try:
-            (work / "tree").rename(tree)
-        except OSError:
-            # Somebody else was faster; theirs is as good.
-            if not tree.is_dir():
-                raise
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        # Whoever comes second waits, and finds it made.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not tree.is_dir():
+            with _workshop(tree) as work:
+                _fetch(work, work / "tree")
+                (work / "tree").rename(tree)
     return tree
+
+
+def _fetch(packages: Path, tree: Path) -> None:
+    meta = _run("apt-cache", "depends", "linux-image-cloud-amd64")
+    kernel = [line.split()[1] for line in meta.splitlines() if "Depends: linux-image-" in line]
+    # As root, apt would give the download to an account that cannot write here, and warn.
+    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", *kernel, *PACKAGES, cwd=packages)
+    for package in sorted(packages.glob("*.deb")):
+        _run("dpkg-deb", "-x", package, tree)
 
 
 def _libraries(debian: Path) -> str:
