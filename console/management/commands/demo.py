@@ -21,5 +21,5 @@ class Command(BaseCommand):
             )
         try:
             tell(self.stdout.write)
-        except GuestError as error:
+        except (GuestError, OSError) as error:
             raise CommandError(str(error)) from error
