@@ -324,7 +324,7 @@ def run() -> int:
     place = Place("demo")
     libvirt = engine() == "libvirt"
     packages = VENV_PACKAGES + (LIBVIRT_PACKAGES if libvirt else ())
-    runner = prepare(place, packages, ("libvirt.txt",) if libvirt else ("base.txt",))
+    runner = prepare(place, packages, ("base.txt", "libvirt.txt") if libvirt else ("base.txt",))
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port())) == 0:
             raise Refused(f"Port {port()} is in use by something else: choose another, as in `PORT=8001 make run`.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from console import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 _USERS = "valkey.users"
@@ -54,6 +57,8 @@ def command(sockets: Path, data: Path) -> list[str]:
         "appendonly": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
+        # A title would be written over the environment, by which processes.marked knows it.
+        "set-proc-title": "no",
     }
     return [binary(), *(word for name, value in settings.items() for word in (f"--{name}", value))]
 
@@ -94,10 +99,17 @@ def ensure(sockets: Path, data: Path) -> None:
     fcntl.flock(users, fcntl.LOCK_SH)
     socket = sockets / "valkey.sock"
     if not answers(socket):
-        # In its own session: Ctrl-C ends its users, and it ends after the last of them.
-        subprocess.Popen(
-            [sys.executable, "-m", "console.valkey", str(sockets), str(data)], cwd=ROOT, start_new_session=True
-        )
+        data.mkdir(parents=True, exist_ok=True)
+        with (data / "valkey.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "console.valkey", str(sockets), str(data)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C ends its users, and it ends after the last of them.
+                start_new_session=True,
+            )
         wait_ready(socket)
 
 
@@ -108,8 +120,10 @@ def _keep(sockets: Path, data: Path) -> None:
         fcntl.flock(keeper, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return  # another one is starting it
-    with (data / "valkey.log").open("ab") as log:
-        server = subprocess.Popen(command(sockets, data), stdout=log, stderr=log)
+    server = subprocess.Popen(
+        command(sockets, data),
+        preexec_fn=lambda: processes.child_setup(signal.SIGTERM),  # noqa: PLW1509 - no threads here
+    )
     users = os.open(sockets / _USERS, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(users, fcntl.LOCK_EX)
     server.terminate()

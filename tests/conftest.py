@@ -12,7 +12,7 @@ import pytest
 import redis
 from django.conf import settings
 
-from console import valkey
+from console import translations, valkey
 from tests.factories import UserFactory
 from tests.settings import HOME
 from tests.world import Folder
@@ -20,9 +20,15 @@ from tests.world import Folder
 ELSEWHERE = ("qemu", "browser", "postgres")
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Plain `pytest` runs anywhere: what needs QEMU, Chromium or PostgreSQL is left to `make test`, or to `-m`."""
+    """Plain `pytest` runs anywhere: what needs QEMU, Chromium or PostgreSQL is left to `make test`, or to `-m`.
+
+    Under xdist the QEMU tests are one group, so that no two run at once; it comes first, for it takes longest.
+    """
+    for item in items:
+        if item.get_closest_marker("qemu"):
+            item.add_marker(pytest.mark.xdist_group("qemu"))
+    items.sort(key=lambda item: item.get_closest_marker("qemu") is None)
     if os.environ.get("STILLFRAME_TEST_ALL") or config.option.markexpr:
         return
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in ELSEWHERE)]
@@ -43,7 +49,8 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _valkey() -> Iterator[redis.Redis]:
+def _session() -> Iterator[redis.Redis]:
+    translations.compile_all()
     socket = valkey.socket_directory(settings.SOCKETS) / "valkey.sock"
     with (HOME / "valkey.log").open("wb") as log:
         server = subprocess.Popen(valkey.command(settings.SOCKETS, settings.DATA), stdout=log, stderr=log)
@@ -57,10 +64,10 @@ def _valkey() -> Iterator[redis.Redis]:
 
 
 @pytest.fixture(autouse=True)
-def private_redis(_valkey: redis.Redis) -> Iterator[redis.Redis]:
+def private_redis(_session: redis.Redis) -> Iterator[redis.Redis]:
     """The tests' own Redis. Nothing queued by one test reaches the next."""
-    yield _valkey
-    _valkey.flushall()
+    yield _session
+    _session.flushall()
 
 
 @pytest.fixture

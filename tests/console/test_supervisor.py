@@ -1,0 +1,136 @@
+"""`make run` after set-up, on plain files: up, repaired while it runs, stopped without trace, and up again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from console import processes
+from tests.processes import wait_until
+
+
+class Console:
+    """One installation: its directories, its port, and the supervisor while it runs."""
+
+    def __init__(self, data: Path, sockets: Path) -> None:
+        self.data, self.sockets = data, sockets
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[str]]:
+        environment = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
+        environment |= {
+            "DJANGO_SETTINGS_MODULE": "console.settings",
+            "ENGINE": "folder",
+            "PORT": str(self.port),
+            "STILLFRAME_DATA": str(self.data),
+            "STILLFRAME_ENV": "demo",
+            "STILLFRAME_SOCKETS": str(self.sockets),
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "console.supervisor"],
+            cwd=settings.BASE_DIR,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            processes.kill({process.pid, *self.processes()})
+            process.communicate()
+
+    def processes(self) -> set[int]:
+        return processes.marked([self.data, self.sockets])
+
+    def called(self, words: str) -> set[int]:
+        return {pid for pid in self.processes() if words in processes.command_line(pid)}
+
+    def replaced(self, words: str) -> set[int]:
+        """Kill the processes called so; those that have come in their place."""
+        before = self.called(words)
+        assert before
+        processes.kill(before)
+        came: set[int] = wait_until(lambda: self.called(words) - before, what=f"a new {words}")
+        return came
+
+    def page(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=10) as answer:
+            return str(answer.read().decode())
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[Console]:
+    with tempfile.TemporaryDirectory(prefix="sf-") as directory:  # tmp_path is too long for a socket
+        yield Console(tmp_path / "data", Path(directory) / "s")
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    assert process.stdout
+    told = ""
+    for line in process.stdout:
+        told += line
+        if words in line:
+            return told
+    raise AssertionError(f"it ended before it said {words!r}:\n{told}")
+
+
+def test_from_start_to_start(console):
+    with console.running() as supervisor:
+        told = read_until(supervisor, "Logs:")
+        assert f"http://127.0.0.1:{console.port}/" in told
+        assert "alice" in told
+        assert "Stillframe" in console.page()
+
+        # Each role killed in turn comes back, and the page with it.
+        for role in ("rqworker short", "manage.py keeper", "valkey-server", "gunicorn"):
+            assert console.replaced(role)
+        wait_until(lambda: answers(console), what="the page")
+
+        supervisor.send_signal(signal.SIGINT)
+        assert supervisor.wait(30) == 0
+        assert console.processes() == set()
+
+    with console.running() as supervisor:
+        told = read_until(supervisor, "Logs:")
+        assert "making" not in told, "the demo's machines are made once"
+        # As after a crash: what the dead one left behind does not stand in the way.
+        supervisor.kill()
+        supervisor.wait()
+
+    with console.running() as supervisor:
+        read_until(supervisor, "Logs:")
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(30) == 0
+        assert console.processes() == set()
+
+
+def answers(console: Console) -> bool:
+    try:
+        return "Stillframe" in console.page()
+    except OSError:
+        return False
+
+
+def test_a_step_that_fails_is_told_and_everything_stops(console):
+    console.data.mkdir(parents=True)
+    (console.data / "stillframe.sqlite3").write_text("this is no database, and longer than its header of 100 bytes" * 9)
+    with console.running() as supervisor:
+        told, _ = supervisor.communicate(timeout=60)
+        assert supervisor.returncode == 1
+        assert "prepare failed" in told
+        assert "not a database" in told
+        assert console.processes() == set()
