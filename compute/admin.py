@@ -248,11 +248,11 @@ class QuotaAdmin(Admin):
     list_per_page = 50  # each row counts its use
     search_fields = ("owner__username",)
     autocomplete_fields = ("owner",)
-    readonly_fields = tuple(used(resource) for resource in Resource)
     ordering = ("owner__username", "region")
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
-        return ["owner", "region", *(told(resource) for resource in Resource)]
+        limits: list[Any] = [told(resource) for resource in Resource]
+        return ["owner", "region", *limits]
 
     def get_fieldsets(self, request: HttpRequest, obj: Quota | None = None) -> Any:
         limits = [(str(resource), used(resource)) for resource in Resource]
@@ -260,7 +260,8 @@ class QuotaAdmin(Admin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Quota | None = None) -> Any:
         """Whose and where is said once; only the limits change."""
-        return (*self.readonly_fields, "owner", "region") if obj else self.readonly_fields
+        told_beside: list[Any] = [used(resource) for resource in Resource]
+        return [*told_beside, "owner", "region"] if obj else told_beside
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return request.user.is_staff

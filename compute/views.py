@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
-from django_htmx.http import HttpResponseClientRedirect
+from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefresh
 
 from compute import actions, quotas
 from compute.forms import StopForm
@@ -26,9 +26,10 @@ def _instance(request: HttpRequest, region: str, pk: str) -> Instance:
 @require_GET
 def instances(request: HttpRequest, region: str) -> HttpResponse:
     rows = _instances(request, region)
-    watch = Watch.over(reverse("instances-poll", args=[region]), sights(rows, "holding"))
+    seen = sights(rows, "holding")
+    watch = Watch.over(reverse("instances-poll", args=[region]), seen)
     shown = rows.listed().select_related("owner").order_by("name", "pk")
-    context = {"instances": shown, "watch": watch, "uses": quotas.uses(request.user, region)}
+    context = {"instances": shown, "watch": watch, "count": len(seen), "uses": quotas.uses(request.user, region)}
     return render(request, "compute/instances.html", context)
 
 
@@ -38,10 +39,14 @@ def instances_poll(request: HttpRequest, region: str) -> HttpResponse:
     change = changes(request, rows, "holding")
     if not isinstance(change, Changes):
         return change
+    seen = sights(rows, "holding")
+    if not seen:
+        return HttpResponseClientRefresh()
     context = {
+        "count": len(seen),
         "instances": rows.listed().select_related("owner").filter(pk__in=change.rows),
         "change": change,
-        "watch": Watch.over(request.path, sights(rows, "holding")),
+        "watch": Watch.over(request.path, seen),
         "uses": quotas.uses(request.user, region),
     }
     return render(request, "compute/instances.html#changes", context)

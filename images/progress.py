@@ -96,7 +96,7 @@ def _phase(operation: Operation) -> Phase:
         return Phase.QUEUED
     if operation.step == "seal":
         return Phase.CHECK
-    return Phase.COPY if operation.work.get("capture", {}).get("handle") else Phase.FIXING
+    return Phase.COPY if "handle" in operation.work.get("capture", {}) else Phase.FIXING
 
 
 def progress_of(operation: Operation) -> Progress:

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
-from django_htmx.http import HttpResponseClientRedirect
+from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefresh
 
 from compute import quotas
 from compute.models import Instance, Medium, Resource, Snapshot, StoredFile
@@ -116,8 +116,9 @@ def _takes(request: HttpRequest, instance: Instance, form: CreateImageForm) -> d
 @require_GET
 def images(request: HttpRequest, region: str) -> HttpResponse:
     rows = _images(request, region)
-    watch = Watch.over(reverse("images-poll", args=[region]), sights(rows, "exclusive"))
-    context = {"images": rows.listed().order_by("-created_at"), "watch": watch, **_quota(request, region)}
+    seen = sights(rows, "exclusive")
+    watch = Watch.over(reverse("images-poll", args=[region]), seen)
+    context = {"images": rows.listed().order_by("-created_at"), "watch": watch, "count": len(seen), **_quota(request, region)}
     return render(request, "images/images.html", context)
 
 
@@ -127,10 +128,14 @@ def images_poll(request: HttpRequest, region: str) -> HttpResponse:
     change = changes(request, rows, "exclusive")
     if not isinstance(change, Changes):
         return change
+    seen = sights(rows, "exclusive")
+    if not seen:
+        return HttpResponseClientRefresh()
     context = {
+        "count": len(seen),
         "images": rows.listed().filter(pk__in=change.rows),
         "change": change,
-        "watch": Watch.over(request.path, sights(rows, "exclusive")),
+        "watch": Watch.over(request.path, seen),
         **_quota(request, region),
     }
     return render(request, "images/images.html#changes", context)
