@@ -152,7 +152,7 @@ class Store:
         seen = dict.fromkeys(parts, 0)
         yield dict(seen)
         for name, capacity in parts.items():
-            path, format = _find(room, name)
+            path, format = _find(self.room(key), name)
             with open(path, "rb", opener=_no_follow) as file:
                 inspect(file, name, format, capacity)
                 if format == "qcow2" and self.check_qcow2:

@@ -46,6 +46,7 @@ def begin(conn: Any, room: Room, instance: str, parts: tuple[Part, ...], domain_
     dom = machines.present(conn, instance)
     facts = domain.read(dom.XMLDesc(0))
     chosen = {part.name: _chosen(facts, part) for part in parts}
+    sizes = {name: disks.measured(disk).size for name, disk in chosen.items()}
     targets = {disk.device: room.target(name) for name, disk in chosen.items()}
     stand_in = machines.find(conn, domain.stand_in_uuid(room.mark))
     worker = stand_in or dom
@@ -72,7 +73,7 @@ def begin(conn: Any, room: Room, instance: str, parts: tuple[Part, ...], domain_
         "domain": worker.UUIDString(),
         "stand_in": worker is not dom,
         "devices": {name: disk.device for name, disk in chosen.items()},
-        "sizes": {name: disks.measured(disk).size for name, disk in chosen.items()},
+        "sizes": sizes,
     }
     _write_note(room, handle, captured)
     return handle, captured
@@ -80,16 +81,13 @@ def begin(conn: Any, room: Room, instance: str, parts: tuple[Part, ...], domain_
 
 def look(conn: Any, handle: Handle, room: Room) -> Look:
     """How far the job is; see ``Engine.look``."""
-    sizes: Mapping[str, int] = handle["sizes"]
-    if not (room.path / COPIED).exists():
-        dom = machines.find(conn, handle["domain"])
-        if dom is not None and _fills(dom, room):
-            seen = {name: _progress(dom, handle["devices"][name], size) for name, size in sizes.items()}
-            return Look(WorkState.RUNNING, seen)
-        if (failure := _failure(dom, handle, room)) is not None:
-            return Look(WorkState.FAILED, error=failure)
-        (room.path / COPIED).touch()
-    return Look(WorkState.DONE, {name: (size, size) for name, size in sizes.items()})
+    try:
+        return _look(conn, handle, room)
+    except lv.libvirtError as error:
+        # It went away between two of the questions; that it is gone is an answer.
+        if not machines.gone(error):
+            raise
+        return _look(conn, handle, room)
 
 
 def end(conn: Any, handle: Handle) -> None:
@@ -124,6 +122,19 @@ def clear_orphan(dom: Any, mark: domain.StandIn, store: Store) -> None:
     """Destroy a stand-in of this store whose room is gone: its maker died while libvirt was still starting it."""
     if mark.store == str(store.root) and not store.opened(mark.key).is_dir():
         _destroy(dom)
+
+
+def _look(conn: Any, handle: Handle, room: Room) -> Look:
+    sizes: Mapping[str, int] = handle["sizes"]
+    if not (room.path / COPIED).exists():
+        dom = machines.find(conn, handle["domain"])
+        if dom is not None and _fills(dom, room):
+            seen = {name: _progress(dom, handle["devices"][name], size) for name, size in sizes.items()}
+            return Look(WorkState.RUNNING, seen)
+        if (failure := _failure(dom, handle, room)) is not None:
+            return Look(WorkState.FAILED, error=failure)
+        (room.path / COPIED).touch()
+    return Look(WorkState.DONE, {name: (size, size) for name, size in sizes.items()})
 
 
 def _begin_running(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Path]) -> Captured:
@@ -198,9 +209,15 @@ def _fills(dom: Any, room: Room) -> bool:
     return any(target.parent == room.path for target in targets.values())
 
 
-def _progress(dom: Any, device: str, size: int) -> tuple[int, int]:
+def _progress(dom: Any, device: str, size: int) -> tuple[int, int] | None:
+    try:
+        job = dom.blockJobInfo(device, 0)
+    except lv.libvirtError as error:
+        # QEMU is just dying, which the next look will see; but one that hangs is one we cannot reach.
+        if error.get_error_domain() != lv.VIR_FROM_QEMU or error.get_error_code() == lv.VIR_ERR_OPERATION_TIMEOUT:
+            raise
+        return None
     # A disk whose job has ended while others go on is complete.
-    job = dom.blockJobInfo(device, 0)
     return (min(job["cur"], size) if job else size), size
 
 

@@ -64,7 +64,7 @@ class LibvirtEngine(Engine):
                     else:
                         capture.clear_orphan(dom, described.stand_in, self._store)
                 except lv.libvirtError as error:
-                    if error.get_error_code() != lv.VIR_ERR_NO_DOMAIN:
+                    if not machines.gone(error):
                         raise
             return tuple(facts)
 
@@ -74,8 +74,13 @@ class LibvirtEngine(Engine):
 
     def observe(self, instance: str) -> InstanceFacts | None:
         def ask(conn: Any) -> InstanceFacts | None:
-            dom = machines.find(conn, instance)
-            return None if dom is None else self._facts(dom, domain.read(dom.XMLDesc(0)))
+            try:
+                dom = machines.find(conn, instance)
+                return None if dom is None else self._facts(dom, domain.read(dom.XMLDesc(0)))
+            except lv.libvirtError as error:
+                if not machines.gone(error):
+                    raise
+                return None
 
         return self._connection.call(ask)
 

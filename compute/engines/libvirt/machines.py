@@ -13,9 +13,14 @@ def find(conn: Any, uuid: str) -> Any | None:
     try:
         return conn.lookupByUUIDString(uuid)
     except lv.libvirtError as error:
-        if error.get_error_code() != lv.VIR_ERR_NO_DOMAIN:
+        if not gone(error):
             raise
         return None
+
+
+def gone(error: Any) -> bool:
+    """Does the error say that there is no such domain (any more)?"""
+    return bool(error.get_error_code() == lv.VIR_ERR_NO_DOMAIN)
 
 
 def present(conn: Any, uuid: str) -> Any:
