@@ -1,7 +1,6 @@
 """The process behind `make run`: starts everything in order, keeps it running, stops it in reverse.
 
-    private Valkey → migrations, texts, static files → private libvirtd, the demo's machines
-      → workers and keeper → web
+    private Valkey and libvirtd → migrations, texts, static files → web → the demo's machines → workers and keeper
 
 A child that dies is started again, more slowly each time. On SIGINT or SIGTERM: the web first; an operation gets ten
 seconds to end, then stays live for the next start; guests are shut down; Valkey goes last, and nothing is left behind.
@@ -219,17 +218,22 @@ class Supervisor:
         valkey.socket_directory(settings.SOCKETS)
         end_leftovers()
         self.start("valkey", valkey.command(settings.SOCKETS, settings.DATA), death_signal=signal.SIGTERM)
+        if self.libvirtd:
+            self.start_libvirtd(self.libvirtd)
         self.step("prepare", [*self.manage, "prepare"])
+        # The page reads rows only: it may answer before there is anyone to do what it is asked.
+        self.start("web", self.gunicorn())
         if not self.until(lambda: valkey.answers(settings.SOCKETS / "valkey.sock"), 20):
             raise Failed(f"Valkey does not come up:\n{self.children['valkey'].log.tail()}")
         if self.libvirtd:
-            self.start_libvirtd(self.libvirtd)
+            if not self.until(self.libvirtd.ready, 30):
+                raise Failed(f"libvirtd does not come up:\n{self.children['libvirtd'].log.tail()}")
+            self.step("power-on", self.machines("power_on"))
         self.step("demo", [*self.manage, "demo"], talks=True)
         for queue in settings.RQ_QUEUES:
             for number in range(LONG_WORKERS if queue.startswith("long-") else 1):
                 self.start(f"worker-{queue}-{number + 1}", [*self.manage, "rqworker", queue])
         self.start("keeper", [*self.manage, "keeper"])
-        self.start("web", self.gunicorn())
         self.announce()
 
     def gunicorn(self) -> list[str]:
@@ -253,9 +257,6 @@ class Supervisor:
             if not link.is_symlink():
                 link.symlink_to(kept)
         self.start("libvirtd", libvirtd.command(), env=libvirtd.env, death_signal=signal.SIGTERM)
-        if not self.until(libvirtd.ready, 30):
-            raise Failed(f"libvirtd does not come up:\n{self.children['libvirtd'].log.tail()}")
-        self.step("power-on", self.machines("power_on"))
 
     def machines(self, verb: str, *arguments: object) -> list[str]:
         """A command for the demo's machines; in a process of its own, where a libvirtd that hangs holds up nobody."""
