@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from tests.world import Folder
 ELSEWHERE = ("qemu", "browser", "postgres")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Plain `pytest` runs anywhere: what needs QEMU, Chromium or PostgreSQL is left to `make test`, or to `-m`.
 
     Under xdist the QEMU tests are one group, so that no two run at once; it comes first, for it takes longest.
@@ -28,6 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("qemu"):
             item.add_marker(pytest.mark.xdist_group("qemu"))
+    yield  # to xdist, which names the groups, and to the shuffling of pytest-randomly
     items.sort(key=lambda item: item.get_closest_marker("qemu") is None)
     if os.environ.get("STILLFRAME_TEST_ALL") or config.option.markexpr:
         return
@@ -105,3 +108,10 @@ def folder(db: None) -> Iterator[Folder]:
     world = Folder()
     yield world
     shutil.rmtree(world.root)
+
+
+@pytest.fixture(scope="session")
+def guest_cache(pytestconfig: pytest.Config) -> Path:
+    """What the tiny guest is made of, in pytest's own cache: fetched once, `pytest --cache-clear` forgets it."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("guest")

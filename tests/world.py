@@ -57,4 +57,6 @@ class Folder:
 
     def store_files(self) -> set[str]:
         store = self.root / "store"
-        return {str(path.relative_to(store)) for path in store.rglob("*") if not path.is_dir() or not any(path.iterdir())}
+        return {
+            str(path.relative_to(store)) for path in store.rglob("*") if not path.is_dir() or not any(path.iterdir())
+        }
