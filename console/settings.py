@@ -203,6 +203,7 @@ AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_VERBOSE = False
 AXES_ENABLE_ADMIN = False
+AXES_LOCKOUT_CALLABLE = "console.views.locked_out"
 
 SESSION_COOKIE_HTTPONLY = True
 if PRODUCTION:

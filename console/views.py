@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
@@ -55,6 +56,10 @@ def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 def forged(request: HttpRequest, reason: str = "") -> HttpResponse:
     return _error(request, 403, _("This page was open for too long, or cookies are off. Load it again and repeat."))
+
+
+def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: Any) -> HttpResponse:
+    return _error(request, 429, _("Too many wrong passwords. Wait a quarter of an hour, then try again."))
 
 
 def failed(request: HttpRequest) -> HttpResponse:

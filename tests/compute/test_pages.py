@@ -244,6 +244,13 @@ def test_errors_are_pages_in_the_readers_language_without_a_trace(browser, setti
     assert re.search(r"<code>[0-9a-f]{8}</code>", html)
 
 
+def test_too_many_wrong_passwords_are_answered_by_a_page(client, alice, settings):
+    for _ in range(settings.AXES_FAILURE_LIMIT):
+        answer = client.post(reverse("login"), {"username": "alice", "password": "wrong"})
+    assert answer.status_code == 429
+    assert "Wait a quarter of an hour" in answer.content.decode()
+
+
 # Administration -----------------------------------------------------------------------------------------------------
 
 
