@@ -40,7 +40,7 @@ def _begin(image: Image, making: Operation) -> Iterator[Moment]:
         queued = making.started_at - making.created_at
         note = _("After %(time)s in the queue") % {"time": duration(queued)} if queued > timedelta(seconds=1) else ""
         yield Moment("past", _("Started"), making.started_at, note)
-    if image.instant:
+    if image.consistency:
         yield Moment("mark", instant_of(image), image.instant, frozen_note(image), exact=True)
     elif making.is_live and making.status != OperationStatus.UNDOING:
         yield Moment("now" if making.started_at else "next", _("Fixing the instant"))
@@ -73,7 +73,7 @@ def _copy(image: Image, making: Operation, progress: Progress) -> Iterator[Momen
         text = _("Copying") if percent is None else _("Copying, %(percent)d%%") % {"percent": percent}
         left = progress.left
         note = _("%(time)s of copying left") % {"time": duration(left)} if left is not None else ""
-        yield Moment("now", text, None, note) if image.instant else Moment("next", _("Copying"))
+        yield Moment("now", text, None, note) if image.consistency else Moment("next", _("Copying"))
 
 
 def _end(image: Image, making: Operation) -> Iterator[Moment]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -42,10 +43,7 @@ def icon(name: str, size: int = 15) -> str:
 @register.simple_tag
 def badge(row: Any, pill: bool = False) -> SafeString:
     """The status of a row: icon, word, tone."""
-    return told(row.Status(row.status), pill)
-
-
-def told(status: Status, pill: bool = False) -> SafeString:
+    status: Status = row.Status(row.status)
     shape = " pill" if pill else ""
     return format_html(
         '<span class="status {}{}">{}{}</span>', status.tone.value, shape, icon(status.icon), status.label
@@ -205,6 +203,11 @@ def total_size(disks: list[Any]) -> int:
 
 
 # Meters: a cell is one thing ----------------------------------------------------------------------------------------
+
+
+@register.filter
+def in_use(uses: Iterable[Use]) -> bool:
+    return any(use.used for use in uses)
 
 
 @register.filter
