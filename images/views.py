@@ -118,7 +118,12 @@ def images(request: HttpRequest, region: str) -> HttpResponse:
     rows = _images(request, region)
     seen = sights(rows, "exclusive")
     watch = Watch.over(reverse("images-poll", args=[region]), seen)
-    context = {"images": rows.listed().order_by("-created_at"), "watch": watch, "count": len(seen), **_quota(request, region)}
+    context = {
+        "images": rows.listed().order_by("-created_at"),
+        "watch": watch,
+        "count": len(seen),
+        **_quota(request, region),
+    }
     return render(request, "images/images.html", context)
 
 

@@ -8,73 +8,172 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('compute', '0001_initial'),
+        ("compute", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Image',
+            name="Image",
             fields=[
-                ('id', models.CharField(default=images.models.new_image_id, editable=False, max_length=20, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=32, validators=[django.core.validators.RegexValidator('\\A[A-Za-z0-9_.\\-\\u3005\\u3007\\u3400-\\u4dbf\\u4e00-\\u9fff\\uf900-\\ufaff\\U00020000-\\U000323af]{2,32}\\Z', 'Use 2–32 characters: Chinese characters, letters, digits, “_”, “-” and “.”; no spaces.')], verbose_name='name')),
-                ('description', models.CharField(blank=True, max_length=256, validators=[django.core.validators.MaxLengthValidator(256)], verbose_name='description')),
-                ('status', models.CharField(choices=[('creating', 'Creating'), ('copying', 'Copying'), ('available', 'Available'), ('error', 'Error'), ('deleting', 'Deleting')], default='creating', max_length=12)),
-                ('reason', models.JSONField(editable=False, null=True)),
-                ('medium', models.CharField(choices=[('cloud', 'Cloud disk'), ('local', 'Local disk')], max_length=8, verbose_name='image type')),
-                ('instance_name', models.CharField(editable=False, max_length=255)),
-                ('os', models.CharField(blank=True, editable=False, max_length=200)),
-                ('left_out', models.JSONField(default=list, editable=False)),
-                ('delete_wanted', models.BooleanField(default=False, editable=False)),
-                ('consistency', models.CharField(blank=True, choices=[('offline', 'Offline'), ('frozen', 'File systems frozen'), ('crash', 'Crash-consistent'), ('mixed', 'Disks not of one instant')], editable=False, max_length=12)),
-                ('instant', models.DateTimeField(editable=False, null=True)),
-                ('frozen', models.PositiveIntegerField(editable=False, null=True)),
-                ('thawed', models.PositiveIntegerField(editable=False, null=True)),
-                ('freeze_ms', models.PositiveIntegerField(editable=False, null=True)),
-                ('versions', models.JSONField(default=dict, editable=False)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('available_at', models.DateTimeField(editable=False, null=True)),
-                ('instance', models.ForeignKey(editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='images', to='compute.instance')),
-                ('owner', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.PROTECT, related_name='images', to=settings.AUTH_USER_MODEL)),
-                ('region', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.PROTECT, related_name='images', to='compute.region')),
+                (
+                    "id",
+                    models.CharField(
+                        default=images.models.new_image_id,
+                        editable=False,
+                        max_length=20,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "name",
+                    models.CharField(
+                        max_length=32,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "\\A[A-Za-z0-9_.\\-\\u3005\\u3007\\u3400-\\u4dbf\\u4e00-\\u9fff\\uf900-\\ufaff\\U00020000-\\U000323af]{2,32}\\Z",
+                                "Use 2–32 characters: Chinese characters, letters, digits, “_”, “-” and “.”; no spaces.",
+                            )
+                        ],
+                        verbose_name="name",
+                    ),
+                ),
+                (
+                    "description",
+                    models.CharField(
+                        blank=True,
+                        max_length=256,
+                        validators=[django.core.validators.MaxLengthValidator(256)],
+                        verbose_name="description",
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("creating", "Creating"),
+                            ("copying", "Copying"),
+                            ("available", "Available"),
+                            ("error", "Error"),
+                            ("deleting", "Deleting"),
+                        ],
+                        default="creating",
+                        max_length=12,
+                    ),
+                ),
+                ("reason", models.JSONField(editable=False, null=True)),
+                (
+                    "medium",
+                    models.CharField(
+                        choices=[("cloud", "Cloud disk"), ("local", "Local disk")],
+                        max_length=8,
+                        verbose_name="image type",
+                    ),
+                ),
+                ("instance_name", models.CharField(editable=False, max_length=255)),
+                ("os", models.CharField(blank=True, editable=False, max_length=200)),
+                ("left_out", models.JSONField(default=list, editable=False)),
+                ("delete_wanted", models.BooleanField(default=False, editable=False)),
+                (
+                    "consistency",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("offline", "Offline"),
+                            ("frozen", "File systems frozen"),
+                            ("crash", "Crash-consistent"),
+                            ("mixed", "Disks not of one instant"),
+                        ],
+                        editable=False,
+                        max_length=12,
+                    ),
+                ),
+                ("instant", models.DateTimeField(editable=False, null=True)),
+                ("frozen", models.PositiveIntegerField(editable=False, null=True)),
+                ("thawed", models.PositiveIntegerField(editable=False, null=True)),
+                ("freeze_ms", models.PositiveIntegerField(editable=False, null=True)),
+                ("versions", models.JSONField(default=dict, editable=False)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("available_at", models.DateTimeField(editable=False, null=True)),
+                (
+                    "instance",
+                    models.ForeignKey(
+                        editable=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="images",
+                        to="compute.instance",
+                    ),
+                ),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        editable=False,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="images",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "region",
+                    models.ForeignKey(
+                        editable=False,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="images",
+                        to="compute.region",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'image',
-                'verbose_name_plural': 'images',
+                "verbose_name": "image",
+                "verbose_name_plural": "images",
             },
         ),
         migrations.CreateModel(
-            name='DeviceMapping',
+            name="DeviceMapping",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('external_id', models.CharField(blank=True, editable=False, max_length=255)),
-                ('format', models.CharField(blank=True, editable=False, max_length=8)),
-                ('stored_bytes', models.BigIntegerField(editable=False, null=True)),
-                ('sha256', models.CharField(blank=True, editable=False, max_length=64)),
-                ('device', models.CharField(max_length=8, verbose_name='device name')),
-                ('disk_name', models.CharField(max_length=255)),
-                ('medium', models.CharField(choices=[('cloud', 'Cloud disk'), ('local', 'Local disk')], max_length=8)),
-                ('size_bytes', models.BigIntegerField()),
-                ('encrypted', models.BooleanField(null=True)),
-                ('delete_with_instance', models.BooleanField()),
-                ('snapshot', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='mappings', to='compute.snapshot')),
-                ('image', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='mappings', to='images.image')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("external_id", models.CharField(blank=True, editable=False, max_length=255)),
+                ("format", models.CharField(blank=True, editable=False, max_length=8)),
+                ("stored_bytes", models.BigIntegerField(editable=False, null=True)),
+                ("sha256", models.CharField(blank=True, editable=False, max_length=64)),
+                ("device", models.CharField(max_length=8, verbose_name="device name")),
+                ("disk_name", models.CharField(max_length=255)),
+                ("medium", models.CharField(choices=[("cloud", "Cloud disk"), ("local", "Local disk")], max_length=8)),
+                ("size_bytes", models.BigIntegerField()),
+                ("encrypted", models.BooleanField(null=True)),
+                ("delete_with_instance", models.BooleanField()),
+                (
+                    "snapshot",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="mappings",
+                        to="compute.snapshot",
+                    ),
+                ),
+                (
+                    "image",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="mappings", to="images.image"
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'device mapping',
-                'verbose_name_plural': 'device mappings',
+                "verbose_name": "device mapping",
+                "verbose_name_plural": "device mappings",
             },
         ),
         migrations.AddIndex(
-            model_name='image',
-            index=models.Index(fields=['region', 'owner', '-created_at'], name='images_of_owner'),
+            model_name="image",
+            index=models.Index(fields=["region", "owner", "-created_at"], name="images_of_owner"),
         ),
         migrations.AddConstraint(
-            model_name='devicemapping',
-            constraint=models.UniqueConstraint(fields=('image', 'device'), name='one_mapping_per_device'),
+            model_name="devicemapping",
+            constraint=models.UniqueConstraint(fields=("image", "device"), name="one_mapping_per_device"),
         ),
     ]
