@@ -44,6 +44,7 @@ CHILD_AFTER = 5.0  # still unheld: nobody listens
 CHILDREN_PER_REGION = 2
 WAKE_AT_MOST_EVERY = 60.0
 INVENTORY_EVERY = 10.0
+THAW_EVERY = 2.0  # an agent that hangs costs seconds each time it is asked
 THAW_AFTER = timedelta(seconds=5)
 
 
@@ -190,12 +191,14 @@ class RegionWatch:
 
     def __init__(self, region: str) -> None:
         self.region = region
-        self.looked = float("-inf")
+        self.looked = self.thawed = float("-inf")
 
     def round(self) -> None:
         try:
-            self._thaw()
             now = time.monotonic()
+            if now - self.thawed >= THAW_EVERY:
+                self._thaw()
+                self.thawed = time.monotonic()
             if now - self.looked >= INVENTORY_EVERY:
                 self.looked = now
                 inventory.sync(self.region)
