@@ -75,7 +75,11 @@ def begin(conn: Any, room: Room, instance: str, parts: tuple[Part, ...], domain_
         "devices": {name: disk.device for name, disk in chosen.items()},
         "sizes": sizes,
     }
-    _write_note(room, handle, captured)
+    try:
+        _write_note(room, handle, captured)
+    except OSError:
+        abort(conn, room, handle)
+        raise
     return handle, captured
 
 
@@ -101,8 +105,10 @@ def end(conn: Any, handle: Handle) -> None:
         dom.jobStats(lv.VIR_DOMAIN_JOB_STATS_COMPLETED)
 
 
-def abort(conn: Any, room: Room) -> bool:
-    """Stop whatever fills the room, without knowing who it is. True once nothing does."""
+def abort(conn: Any, room: Room, handle: Handle | None) -> bool:
+    """Stop whatever fills the room, also without knowing who it is. True once nothing does."""
+    if handle is None and (room.path / NOTE).exists():
+        handle, _ = _read_note(room)
     stand_in = machines.find(conn, domain.stand_in_uuid(room.mark))
     if stand_in is not None:
         _destroy(stand_in)
@@ -115,6 +121,8 @@ def abort(conn: Any, room: Room) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
+    if handle is not None and (dom := machines.find(conn, handle["domain"])) is not None:
+        _wake(dom)
     return True
 
 
@@ -147,6 +155,9 @@ def _begin_running(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Pa
     try:
         instant = datetime.now(UTC)
         _backup(dom, facts, targets)
+    except EngineError:
+        _wake(dom)
+        raise
     finally:
         thawed = agent.thaw(dom)
     if frozen and thawed == frozen:
@@ -235,6 +246,15 @@ def _failure(dom: Any | None, handle: Handle, room: Room) -> EngineError | None:
     if not handle["stand_in"] and machines.power(dom) is not Power.RUNNING:
         return EngineError("instance-stopped")
     return EngineError("copy-failed", errno=said or "?") if result else EngineError("result-lost")
+
+
+def _wake(dom: Any) -> None:
+    """Let a guest go on that waits since one of its writes could not be copied first, as when the store is full.
+
+    QEMU fails such a write and pauses the guest. With the job gone the write is repeated, and nothing is lost.
+    """
+    if dom.state() == [lv.VIR_DOMAIN_PAUSED, lv.VIR_DOMAIN_PAUSED_IOERROR]:
+        dom.resume()
 
 
 def _destroy(dom: Any) -> None:

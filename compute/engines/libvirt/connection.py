@@ -1,4 +1,4 @@
-"""One connection to a libvirt host, and the promise that every call over it ends."""
+"""Connections to a libvirt host, and the promise that every call ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -16,18 +17,21 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEEPALIVE_SECONDS, KEEPALIVE_MISSES = 5, 3
-# Calls that outlived their deadline, of one connection: a machine whose QEMU hangs holds one each time it is asked.
-MOST_ABANDONED = 8
+# At once, those that outlived their deadline included: a machine whose QEMU hangs holds one each time it is asked.
+MOST_CALLS = 12
 
 
-class Connection:
-    """Opened at the first call, dropped when it breaks, opened again at the next."""
+class Host:
+    """One libvirt host. Connections are opened when there is none to spare, and kept for the next call.
+
+    Each serves one call at a time: calls that wait on one connection when it breaks have been seen to hang, and then
+    to crash, inside libvirt.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._lock = threading.Lock()
-        self._conn: Any = None
-        self._free = threading.Semaphore(MOST_ABANDONED)
+        self._idle: list[Any] = []
+        self._free = threading.Semaphore(MOST_CALLS)
 
     def call(self, work: Callable[[Any], T], seconds: float = 15) -> T:
         """``work(virConnect)`` in a thread of its own, since libvirt waits without end for a QEMU that hangs.
@@ -42,9 +46,7 @@ class Connection:
 
         def run() -> None:
             try:
-                answers.put((work(self._opened()), None))
-            except lv.libvirtError as error:
-                answers.put((None, self._judged(error)))
+                answers.put((self._do(work), None))
             except Exception as error:  # raised again in the caller's thread
                 answers.put((None, error))
             finally:
@@ -59,28 +61,39 @@ class Connection:
             raise error
         return answer  # type: ignore[return-value]
 
-    def _opened(self) -> Any:
-        with self._lock:
-            if self._conn is None:
-                _run_event_loop()
-                self._conn = lv.open(self.uri)
-                # A libvirtd that is stopped or cut off answers no keepalive: then all waiting calls raise.
-                self._conn.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_MISSES)
-            return self._conn
+    def _do(self, work: Callable[[Any], T]) -> T:
+        conn = None
+        try:
+            conn = self._spare() or self._opened()
+            answer = work(conn)
+        except lv.libvirtError as error:
+            log.info("libvirt %s: %s", self.uri, error)
+            said = error.get_error_message() or str(error)
+            if conn is None or error.get_error_domain() in (lv.VIR_FROM_RPC, lv.VIR_FROM_REMOTE) or not _alive(conn):
+                raise Unreachable(said=said) from error
+            self._idle.append(conn)
+            if error.get_error_code() == lv.VIR_ERR_OPERATION_TIMEOUT:
+                # Somebody else's work holds the machine; libvirt has waited half a minute for it.
+                raise Unreachable(said=said) from error
+            raise EngineError("engine-error", said=said, number=error.get_error_code()) from error
+        self._idle.append(conn)
+        return answer
 
-    def _judged(self, error: Any) -> EngineError:
-        """What an error of the binding's means to the caller; a broken connection is dropped."""
-        log.info("libvirt %s: %s", self.uri, error)
-        said = error.get_error_message() or str(error)
-        broken = error.get_error_domain() in (lv.VIR_FROM_RPC, lv.VIR_FROM_REMOTE)
-        with self._lock:
-            if self._conn is None or broken or not _alive(self._conn):
-                self._conn = None
-                return Unreachable(said=said)
-        if error.get_error_code() == lv.VIR_ERR_OPERATION_TIMEOUT:
-            # Somebody else's work holds the machine; libvirt has waited half a minute for it.
-            return Unreachable(said=said)
-        return EngineError("engine-error", said=said, number=error.get_error_code())
+    def _spare(self) -> Any | None:
+        while self._idle:
+            # Only ever one thread gets it: a list's pop is atomic. It may be empty by now.
+            with suppress(IndexError):
+                conn = self._idle.pop()
+                if _alive(conn):
+                    return conn
+        return None
+
+    def _opened(self) -> Any:
+        _run_event_loop()
+        conn = lv.open(self.uri)
+        # A libvirtd that is stopped or cut off answers no keepalive: then the waiting call raises.
+        conn.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_MISSES)
+        return conn
 
 
 def _alive(conn: Any) -> bool:

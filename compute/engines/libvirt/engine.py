@@ -27,7 +27,7 @@ from compute.engines.base import (
 )
 from compute.engines.libvirt import agent, capture, disks, domain, machines
 from compute.engines.libvirt import binding as lv
-from compute.engines.libvirt.connection import Connection
+from compute.engines.libvirt.connection import Host
 from compute.engines.store import Store, told
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class LibvirtEngine(Engine):
 
     def __init__(self, region: str, options: Mapping[str, Any]) -> None:
         super().__init__(region, options)
-        self._connection = Connection(options["URI"])
+        self._host = Host(options["URI"])
         self._store = Store(options["STORE"], check_qcow2=True)
         self._local_pools = tuple(Path(pool).resolve() for pool in options.get("LOCAL_POOLS", ()))
         self._domain_type = options.get("DOMAIN_TYPE", "qemu")
@@ -51,7 +51,7 @@ class LibvirtEngine(Engine):
         def ask(conn: Any) -> dict[str, str]:
             return {"libvirt": _version(conn.getLibVersion()), "QEMU": _version(conn.getVersion())}
 
-        return self._connection.call(ask)
+        return self._host.call(ask)
 
     def inventory(self) -> Inventory:
         def ask(conn: Any) -> tuple[InstanceFacts, ...]:
@@ -68,7 +68,7 @@ class LibvirtEngine(Engine):
                         raise
             return tuple(facts)
 
-        instances = self._connection.call(ask, seconds=30)
+        instances = self._host.call(ask, seconds=30)
         free, total = self._store.space()
         return Inventory(instances, free, total)
 
@@ -82,7 +82,7 @@ class LibvirtEngine(Engine):
                     raise
                 return None
 
-        return self._connection.call(ask)
+        return self._host.call(ask)
 
     def start(self, instance: str) -> None:
         def ask(dom: Any) -> None:
@@ -106,7 +106,7 @@ class LibvirtEngine(Engine):
             dom = machines.find(conn, instance)
             return dom is None or agent.thawed(dom)
 
-        return self._connection.call(ask, seconds=30)
+        return self._host.call(ask, seconds=30)
 
     def make_room(self, key: str) -> None:
         self._store.make_room(key)
@@ -119,7 +119,7 @@ class LibvirtEngine(Engine):
             with told():
                 return capture.begin(conn, room, instance, parts, self._domain_type)
 
-        return self._connection.call(ask, BEGIN_SECONDS)
+        return self._host.call(ask, BEGIN_SECONDS)
 
     def look(self, handle: Handle) -> Look:
         def ask(conn: Any) -> Look:
@@ -128,26 +128,26 @@ class LibvirtEngine(Engine):
 
         try:
             self._store.room(handle["key"])
-            return self._connection.call(ask, LOOK_SECONDS)
+            return self._host.call(ask, LOOK_SECONDS)
         except EngineError as error:
             if error.code != "no-room":
                 raise
             return Look(WorkState.LOST)
 
     def end(self, handle: Handle) -> None:
-        self._connection.call(lambda conn: capture.end(conn, handle), POWER_SECONDS)
+        self._host.call(lambda conn: capture.end(conn, handle), POWER_SECONDS)
 
     def seal(self, key: str, parts: Mapping[str, int]) -> Generator[dict[str, int], None, dict[str, Sealed]]:
         return self._store.seal(key, parts)
 
     def discard(self, key: str, handle: Handle | None) -> bool:
         def ask(conn: Any) -> bool:
-            return capture.abort(conn, self._room(key))
+            return capture.abort(conn, self._room(key), handle)
 
         # Twice: a begin that was on its way when the first one looked finds no room after the second line.
-        stopped = self._connection.call(ask, POWER_SECONDS)
+        stopped = self._host.call(ask, POWER_SECONDS)
         removed = stopped and self._store.discard(key)
-        return removed and self._connection.call(ask, POWER_SECONDS)
+        return removed and self._host.call(ask, POWER_SECONDS)
 
     def erase(self, stored: str) -> bool:
         return self._store.erase(stored)
@@ -156,7 +156,7 @@ class LibvirtEngine(Engine):
         return capture.Room(self._store.opened(key), domain.StandIn(str(self._store.root), key))
 
     def _with(self, instance: str, work: Callable[[Any], T], seconds: float) -> T:
-        return self._connection.call(lambda conn: work(machines.present(conn, instance)), seconds)
+        return self._host.call(lambda conn: work(machines.present(conn, instance)), seconds)
 
     def _facts(self, dom: Any, described: domain.DomainFacts) -> InstanceFacts:
         power = machines.power(dom)
