@@ -215,3 +215,24 @@ def test_a_page_whose_session_ended_goes_to_sign_in_and_comes_back(open_page, wo
     page.get_by_label("Password").fill("demo-console")
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("moving")
+
+
+def test_a_hidden_tab_asks_seldom_and_one_that_is_looked_at_again_asks_at_once(open_page, world):
+    page = open_page(path("images"), user=world.alice)
+    show = "h => { Object.defineProperty(document, 'hidden', {value: h, configurable: true});"
+    show += "document.dispatchEvent(new Event('visibilitychange')); }"
+    asked: list[str] = []
+    with page.expect_request("**/poll/**"):
+        pass
+    page.evaluate(show, True)
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(3500)  # that it asks at most once in ten seconds can only be waited for
+    assert len(asked) <= 1
+    with page.expect_request("**/poll/**", timeout=3000):
+        page.evaluate(show, False)
+    settle(world)
+    expect(page.locator(f"#state-{world.moving.pk}")).to_contain_text("Available")
+    expect(page.locator("#watch")).not_to_have_attribute("data-moving", "")
+    Image.objects.filter(pk=world.whole.pk).update(status="deleting")
+    page.evaluate(show, False)
+    expect(page.locator(f"#state-{world.whole.pk}")).to_contain_text("Deleting")
