@@ -290,9 +290,12 @@ class Runner:
             start_new_session=True,
         )
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: child.send_signal(number))
-        code = child.wait()
-        return 128 - code if code < 0 else code
+            signal.signal(number, lambda number, _: os.kill(child.pid, number))
+        # Not child.wait: orphans that have become ours have to be reaped too, or libvirt waits for zombies.
+        while (ended := os.wait())[0] != child.pid:
+            pass
+        child.returncode = os.waitstatus_to_exitcode(ended[1])
+        return 128 - child.returncode if child.returncode < 0 else child.returncode
 
 
 def lock(place: Place) -> None:
