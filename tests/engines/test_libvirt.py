@@ -137,6 +137,19 @@ def test_a_guest_that_hangs_holds_up_nobody_else(guest: Guest) -> None:
     finished(guest, handle)
 
 
+def test_a_finished_capture_is_ended_also_after_its_machine_has_stopped(guest: Guest) -> None:
+    handle, _ = slowly(guest)
+    engine = guest.world.engine()
+    guest.world.hurry(handle)
+    assert ended(engine, handle).state is WorkState.DONE
+
+    engine.stop(guest.id, force=True)
+
+    assert engine.look(handle).state is WorkState.DONE, "what was seen to succeed is not forgotten with the machine"
+    engine.end(handle)
+    assert sealed(engine, KEY, guest.world.sizes(guest.id, "vdb", "vdc"))
+
+
 def test_a_frozen_guest_is_thawed(guest: Guest) -> None:
     with guest.world.connected() as conn:
         assert conn.lookupByUUIDString(guest.id).fsFreeze() > 0

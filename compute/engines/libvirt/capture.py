@@ -102,7 +102,7 @@ def end(conn: Any, handle: Handle) -> None:
     if handle["stand_in"]:
         _destroy(dom)
     else:
-        dom.jobStats(lv.VIR_DOMAIN_JOB_STATS_COMPLETED)
+        _result(dom, keep=False)
 
 
 def abort(conn: Any, room: Room, handle: Handle | None) -> bool:
@@ -190,8 +190,8 @@ def _stand_in(conn: Any, dom: Any, xml: str) -> Any:
 
 
 def _backup(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Path]) -> None:
-    # The result that libvirt may still keep of an earlier job must not be taken for ours.
-    dom.jobStats(lv.VIR_DOMAIN_JOB_STATS_COMPLETED)
+    # What libvirt may still keep of an earlier job must not be taken for ours.
+    _result(dom, keep=False)
     try:
         dom.backupBegin(domain.backup_xml(facts, targets), None, 0)
     except lv.libvirtError as error:
@@ -236,16 +236,31 @@ def _failure(dom: Any | None, handle: Handle, room: Room) -> EngineError | None:
     """Why a job that no longer runs did not succeed; None when it did."""
     if dom is None:
         return EngineError("copier-vanished" if handle["stand_in"] else "instance-vanished")
-    result = dom.jobStats(lv.VIR_DOMAIN_JOB_STATS_COMPLETED | lv.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED)
+    result = _result(dom, keep=True)
     if result.get("success") and all(room.target(name).exists() for name in handle["sizes"]):
         return None
     said = result.get("errmsg", "")
     if "No space left" in said:
         return EngineError("store-full")
+    if not dom.isActive():
+        return EngineError("copier-vanished" if handle["stand_in"] else "instance-stopped")
     # A guest that switched itself off is between running and stopped for half a minute.
-    if not handle["stand_in"] and machines.power(dom) is not Power.RUNNING:
+    if machines.power(dom) is Power.CHANGING:
         return EngineError("instance-stopped")
-    return EngineError("copy-failed", errno=said or "?") if result else EngineError("result-lost")
+    return EngineError("copy-failed", errno=said or "?") if result.get("type") else EngineError("result-lost")
+
+
+def _result(dom: Any, *, keep: bool) -> dict[str, Any]:
+    """How the last job on this domain ended, {} when libvirt does not know; not kept, it is forgotten."""
+    flags = lv.VIR_DOMAIN_JOB_STATS_COMPLETED | (lv.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED if keep else 0)
+    try:
+        result: dict[str, Any] = dom.jobStats(flags)
+    except lv.libvirtError as error:
+        # So it answers for a domain that is not running when there is nothing to tell.
+        if error.get_error_code() != lv.VIR_ERR_OPERATION_INVALID:
+            raise
+        return {}
+    return result
 
 
 def _wake(dom: Any) -> None:

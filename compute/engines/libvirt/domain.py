@@ -58,7 +58,7 @@ class DomainFacts:
     memory_mib: int
     disks: tuple[DomainDisk, ...]
     other_drives: tuple[str, ...]  # device names of CD-ROM and floppy drives
-    agent: bool | None  # is a guest agent connected; None where the domain has no channel for one
+    agent: bool  # is a guest agent connected to its channel
     stand_in: StandIn | None
 
 
@@ -143,7 +143,6 @@ def read(xml: str) -> DomainFacts:
             disks.append(_read_disk(disk, device))
     mark = domain.find(f"metadata/{{{NAMESPACE}}}capture")
     channels = domain.iterfind(f"devices/channel/target[@name='{AGENT_CHANNEL}']")
-    agent = next((channel.get("state") == "connected" for channel in channels), None)
     return DomainFacts(
         name=domain.findtext("name", ""),
         uuid=domain.findtext("uuid", ""),
@@ -152,7 +151,7 @@ def read(xml: str) -> DomainFacts:
         memory_mib=int(domain.findtext("memory", "0")) >> 10,
         disks=tuple(sorted(disks, key=lambda disk: (len(disk.device), disk.device))),
         other_drives=tuple(other_drives),
-        agent=agent,
+        agent=any(channel.get("state") == "connected" for channel in channels),
         stand_in=None if mark is None else StandIn(mark.get("store", ""), mark.get("key", "")),
     )
 

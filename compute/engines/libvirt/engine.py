@@ -6,6 +6,7 @@ whose disks are local ones (R21); ``DOMAIN_TYPE``, "qemu" (the default: KVM may 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ from compute.engines.store import Store, told
 
 T = TypeVar("T")
 
+INVENTORY_SECONDS = 30
+AGENTS_SECONDS = 15  # of an inventory; the agents not asked by then are those of hosts with many that hang
 LOOK_SECONDS = 5
 BEGIN_SECONDS = 120  # a freeze and a thaw of 5 s each, the start of a stand-in, a busy machine
 POWER_SECONDS = 60  # QEMU starts, or is waited for while it ends
@@ -56,11 +59,12 @@ class LibvirtEngine(Engine):
     def inventory(self) -> Inventory:
         def ask(conn: Any) -> tuple[InstanceFacts, ...]:
             facts = []
+            patience = time.monotonic() + AGENTS_SECONDS
             for dom in conn.listAllDomains(0):
                 try:
                     described = domain.read(dom.XMLDesc(0))
                     if described.stand_in is None:
-                        facts.append(self._facts(dom, described))
+                        facts.append(self._facts(dom, described, ask_agent=time.monotonic() < patience))
                     else:
                         capture.clear_orphan(dom, described.stand_in, self._store)
                 except lv.libvirtError as error:
@@ -68,7 +72,7 @@ class LibvirtEngine(Engine):
                         raise
             return tuple(facts)
 
-        instances = self._host.call(ask, seconds=30)
+        instances = self._host.call(ask, INVENTORY_SECONDS)
         free, total = self._store.space()
         return Inventory(instances, free, total)
 
@@ -76,7 +80,7 @@ class LibvirtEngine(Engine):
         def ask(conn: Any) -> InstanceFacts | None:
             try:
                 dom = machines.find(conn, instance)
-                return None if dom is None else self._facts(dom, domain.read(dom.XMLDesc(0)))
+                return None if dom is None else self._facts(dom, domain.read(dom.XMLDesc(0)), ask_agent=True)
             except lv.libvirtError as error:
                 if not machines.gone(error):
                     raise
@@ -158,11 +162,13 @@ class LibvirtEngine(Engine):
     def _with(self, instance: str, work: Callable[[Any], T], seconds: float) -> T:
         return self._host.call(lambda conn: work(machines.present(conn, instance)), seconds)
 
-    def _facts(self, dom: Any, described: domain.DomainFacts) -> InstanceFacts:
+    def _facts(self, dom: Any, described: domain.DomainFacts, *, ask_agent: bool) -> InstanceFacts:
         power = machines.power(dom)
         answers, system = None, ""
-        if power is Power.RUNNING and described.agent is not None:
-            answers, system = agent.asked(dom) if described.agent else (False, "")
+        if power is Power.RUNNING and not described.agent:
+            answers = False
+        elif power is Power.RUNNING and ask_agent:
+            answers, system = agent.asked(dom)
         return InstanceFacts(
             id=described.uuid,
             name=described.name,
