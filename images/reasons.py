@@ -19,8 +19,7 @@ SENTENCES.update(
         "image-in-error": _("Not possible with an image in error."),
         "image-deleting": _("The image is being deleted."),
         "image-undoing": _("It is still being cleaned up."),
-        "sharing-later": _("Sharing comes with a later version."),
-        "launching-later": _("Creating instances comes with a later version."),
+        "later": _("Sharing it and creating instances from it come with a later version."),
         "not-being-made": _("It is not being made any more: there is nothing to cancel."),
     }
 )

@@ -56,13 +56,13 @@ def why_not_use(image: Image) -> Refused | None:
 def why_not_share(image: Image) -> Refused:
     if refused := why_not_use(image):
         return refused
-    return Refused("image-in-error" if image.status == ImageStatus.ERROR else "sharing-later")
+    return Refused("image-in-error" if image.status == ImageStatus.ERROR else "later")
 
 
 def why_not_create_instance(image: Image) -> Refused:
     if refused := why_not_use(image):
         return refused
-    return Refused("image-in-error" if image.status == ImageStatus.ERROR else "launching-later")
+    return Refused("image-in-error" if image.status == ImageStatus.ERROR else "later")
 
 
 def why_not_delete(image: Image) -> Refused | None:

@@ -13,16 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import libvirt
-
+from compute.engines.libvirt import binding as libvirt
 from compute.engines.libvirt.domain import DiskSource, domain_xml
 
 PREFIX = "stillframe-"
 PRESS_AGAIN = 3  # seconds
 log = logging.getLogger(__name__)
-
-# What a domain answers when it has gone, or gone off, since it was listed.
-ALREADY = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 
 def define(
@@ -100,16 +96,16 @@ def _recorded(options: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _active(connection: libvirt.virConnect) -> list[libvirt.virDomain]:
+def _active(connection: Any) -> list[Any]:
     return _ours(connection, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
 
 
-def _ours(connection: libvirt.virConnect, flags: int) -> list[libvirt.virDomain]:
+def _ours(connection: Any, flags: int) -> list[Any]:
     return [domain for domain in connection.listAllDomains(flags) if domain.name().startswith(PREFIX)]
 
 
 @contextmanager
-def _connected(options: Mapping[str, Any]) -> Iterator[libvirt.virConnect]:
+def _connected(options: Mapping[str, Any]) -> Iterator[Any]:
     # Errors are raised; the library would print them as well.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     connection = libvirt.open(options["URI"])
@@ -124,5 +120,5 @@ def _unless_gone() -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in ALREADY:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
             raise

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import libvirt
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -60,6 +59,8 @@ def pages(chromium: Browser, console: Console) -> Any:
 
 @pytest.fixture
 def libvirtd(console: Console) -> Iterator[Any]:
+    import libvirt  # here: plain pytest collects this file also where there is none
+
     connection = libvirt.open(PrivateLibvirtd(console.sockets / "l").uri)
     yield connection
     connection.close()
@@ -75,6 +76,8 @@ class Slowly:
         self.thread = threading.Thread(target=self._hold)
 
     def _hold(self) -> None:
+        import libvirt
+
         while not self.over.wait(0.02):
             for device in ("vda", "vdb", "vdc"):
                 try:
