@@ -169,7 +169,10 @@ TEMPLATES = [
 STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 STATIC_ROOT = DATA / "static"
-if not DEBUG:
+if DEBUG:
+    # Static files come from where they lie; WhiteNoise still warns of a root that is not there.
+    STATIC_ROOT.mkdir(parents=True, exist_ok=True)
+else:
     STORAGES = {
         "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
         "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
