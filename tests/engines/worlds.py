@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 MIB = 1 << 20
 DEADLINE = 60  # seconds: for a busy machine, not the usual time
+BOOT = 240  # the same for a guest that boots under emulation while others do
 COUNTER_DIGITS = 15
 GUEST = "counts"
 # QEMU walks through a hole of this size in half a second, and through a slowed down one for ever.
@@ -302,7 +303,7 @@ class Guest:
         engine = self.world.engine()
         until(lambda: self.world.facts(self.id).power != "changing")
         engine.start(self.id)
-        until(lambda: self.world.facts(self.id).agent)
+        until(lambda: self.world.facts(self.id).agent, BOOT)
         assert engine.thaw(self.id)
         self.counts()
 

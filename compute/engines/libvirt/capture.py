@@ -22,6 +22,7 @@ from typing import Any
 from compute.engines.base import Captured, Consistency, EngineError, Handle, Look, Part, Power, WorkState
 from compute.engines.libvirt import agent, disks, domain, machines
 from compute.engines.libvirt import binding as lv
+from compute.engines.libvirt.connection import cut_off, hangs
 from compute.engines.store import Store
 
 NOTE, COPIED = "capture.json", "copied"
@@ -224,9 +225,9 @@ def _progress(dom: Any, device: str, size: int) -> tuple[int, int] | None:
     try:
         job = dom.blockJobInfo(device, 0)
     except lv.libvirtError as error:
-        # QEMU is just dying, which the next look will see; but one that hangs is one we cannot reach.
-        if error.get_error_domain() != lv.VIR_FROM_QEMU or error.get_error_code() == lv.VIR_ERR_OPERATION_TIMEOUT:
+        if cut_off(error) or hangs(error):
             raise
+        # QEMU is just dying; the next look will see it.
         return None
     # A disk whose job has ended while others go on is complete.
     return (min(job["cur"], size) if job else size), size

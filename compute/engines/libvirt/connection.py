@@ -69,11 +69,10 @@ class Host:
         except lv.libvirtError as error:
             log.info("libvirt %s: %s", self.uri, error)
             said = error.get_error_message() or str(error)
-            if conn is None or error.get_error_domain() in (lv.VIR_FROM_RPC, lv.VIR_FROM_REMOTE) or not _alive(conn):
-                raise Unreachable(said=said) from error
-            self._idle.append(conn)
-            if error.get_error_code() == lv.VIR_ERR_OPERATION_TIMEOUT:
-                # Somebody else's work holds the machine; libvirt has waited half a minute for it.
+            usable = conn is not None and not cut_off(error) and _alive(conn)
+            if usable:
+                self._idle.append(conn)
+            if not usable or hangs(error):
                 raise Unreachable(said=said) from error
             raise EngineError("engine-error", said=said, number=error.get_error_code()) from error
         self._idle.append(conn)
@@ -94,6 +93,16 @@ class Host:
         # A libvirtd that is stopped or cut off answers no keepalive: then the waiting call raises.
         conn.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_MISSES)
         return conn
+
+
+def cut_off(error: Any) -> bool:
+    """Does the error come from the connection, and not from what was asked?"""
+    return error.get_error_domain() in (lv.VIR_FROM_RPC, lv.VIR_FROM_REMOTE)
+
+
+def hangs(error: Any) -> bool:
+    """Did libvirt wait in vain (half a minute) for somebody else's work on the machine?"""
+    return bool(error.get_error_code() == lv.VIR_ERR_OPERATION_TIMEOUT)
 
 
 def _alive(conn: Any) -> bool:
