@@ -11,14 +11,16 @@ from django.db import transaction
 
 from compute.models import Instance, Operation
 from compute.operations import submit
-from compute.refusals import NotAllowed
+from compute.refusals import Conflict, NotAllowed
 from compute.rules import why_not_start, why_not_stop
 from compute.states import InstanceStatus
 
 
 def locked_instance(instance: Instance, by: Any) -> Instance:
     """Its row, locked until the transaction ends; only for its owner (R22)."""
-    row = Instance.objects.select_for_update(no_key=True).get(pk=instance.pk)
+    row = Instance.objects.select_for_update(no_key=True).filter(pk=instance.pk).first()
+    if row is None:
+        raise Conflict
     if row.owner_id != by.pk:
         raise NotAllowed("not-yours")
     return row

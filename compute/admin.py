@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
 from compute.models import Disk, Instance, Litter, Operation, Quota, Region, Resource, Snapshot
+from compute.operations import give_up
 from compute.quotas import uses
 from compute.templatetags.look import kind, moment, sentence, size
 
@@ -102,7 +104,7 @@ class ReadOnly(Admin):
     columns: ClassVar[tuple[str, ...]]
     details: ClassVar[tuple[str, ...]] = ()
     ordering = ("-created_at",)
-    actions = None
+    actions: Any = None
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         return [shown(name) for name in self.columns]
@@ -135,6 +137,21 @@ class RegionAdmin(ReadOnly):
     details = ("versions",)
     search_fields = ("name",)
     ordering = ("name",)
+    actions: Any = ("give_up",)
+
+    def has_give_up_permission(self, request: HttpRequest) -> bool:
+        return request.user.is_superuser
+
+    @admin.action(
+        description=_("Give up regions that do not answer: end their operations without asking them"),
+        permissions=["give_up"],
+    )
+    def give_up(self, request: HttpRequest, regions: QuerySet[Region]) -> None:
+        """R24: they end failed, and what they had named stays litter until the region can be asked to discard it."""
+        silent = regions.exclude(unreachable_since=None)
+        ended = sum(give_up(row) for row in Operation.objects.live().filter(region__in=silent))
+        told = ngettext("%(count)d operation was ended.", "%(count)d operations were ended.", ended)
+        self.message_user(request, told % {"count": ended})
 
 
 @admin.register(Instance)

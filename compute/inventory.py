@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import datetime
 
 from django.db import transaction
 from django.utils import timezone
 
-from compute.engines.base import DiskFacts, InstanceFacts, Inventory, Power
+from compute.engines.base import DiskFacts, InstanceFacts, Inventory
 from compute.models import Disk, Instance, Region
 from compute.reasons import Reason
 from compute.refusals import Conflict
 from compute.regions import engine_for
-from compute.states import DiskStatus, InstanceStatus
+from compute.states import DiskStatus, InstanceStatus, status_of
 
 log = logging.getLogger(__name__)
-
-_STATUS = {
-    Power.RUNNING: InstanceStatus.RUNNING,
-    Power.STOPPED: InstanceStatus.STOPPED,
-    Power.PAUSED: InstanceStatus.PAUSED,
-}
-
-
-def status_of(facts: InstanceFacts | None) -> InstanceStatus | None:
-    """The status that an observation shows; None while the engine is between two."""
-    return _STATUS.get(facts.power) if facts else InstanceStatus.GONE
 
 
 def sync(region: str) -> Region:
@@ -50,44 +40,69 @@ def sync(region: str) -> Region:
 
 
 def _record(region: Region, shown: Inventory, began: datetime) -> None:
+    """Every instance on its own: what cannot be written of one must not hide the others."""
     known = {row.external_id: row for row in region.instances.all()}
-    for facts in shown.instances:
-        record(region, facts, began, known.get(facts.id))
-    seen = {facts.id for facts in shown.instances}
-    for external_id, row in known.items():
-        # A row younger than the look may simply have been made after it.
-        if external_id not in seen and row.created_at < began and row.status not in (Instance.Status.PENDING,):
+    disks: dict[str | None, list[Disk]] = {}
+    for disk in region.disks.all():
+        disks.setdefault(disk.instance_id, []).append(disk)
+    seen, used = [], set[str]()
+    for told in shown.instances:
+        row = known.pop(told.id, None)
+        facts = _without_twice_used(told, used)
+        try:
+            with transaction.atomic():
+                row = _enter(region, facts, began) if row is None else row
+                _record_facts(row, facts)
+                _record_disks(row, facts.disks, disks.get(row.pk, []))
+                show(row, facts, began)
+        except Exception:
+            log.exception("region %s: what it shows of %s could not be written", region.pk, facts.id)
+        else:
+            seen.append(row.pk)
+    Instance.objects.filter(pk__in=seen).update(observed_at=began)
+    for row in known.values():
+        # One younger than the look may simply have been made after it.
+        if row.created_at < began and row.status != InstanceStatus.PENDING:
             show(row, None, began)
 
 
-def record(region: Region, facts: InstanceFacts, began: datetime, row: Instance | None) -> Instance:
-    """Write one observed instance and its disks; an unknown one becomes a row without an owner (R21)."""
+def _without_twice_used(facts: InstanceFacts, used: set[str]) -> InstanceFacts:
+    """A disk that a second instance names as well stays with the first: its row must not wander between them."""
+    twice = {disk.id for disk in facts.disks} & used
+    used.update(disk.id for disk in facts.disks)
+    if not twice:
+        return facts
+    log.warning("instance %s names disks of another: %s", facts.id, sorted(twice))
+    return replace(facts, disks=tuple(disk for disk in facts.disks if disk.id not in twice))
+
+
+def _enter(region: Region, facts: InstanceFacts, began: datetime) -> Instance:
+    """An unknown instance becomes a row without an owner (R21)."""
+    row, made = Instance.objects.get_or_create(
+        region=region,
+        external_id=facts.id,
+        defaults={"name": facts.name, "status": status_of(facts) or InstanceStatus.STOPPED, "observed_at": began},
+    )
+    if made:
+        log.info("instance %s: %s of region %s found", row.pk, facts.name, region.pk)
+    return row
+
+
+def _record_facts(row: Instance, facts: InstanceFacts) -> None:
     observed = {
         "vcpus": facts.vcpus,
         "memory_mib": facts.memory_mib,
         "agent": facts.agent,
         "address": facts.address,
-        "observed_at": began,
+        # What a guest once said of its system stays true while it is silent.
+        "os": facts.os or row.os,
     }
-    if facts.os:
-        observed["os"] = facts.os
-    with transaction.atomic():
-        if row is None:
-            row, made = Instance.objects.get_or_create(
-                region=region,
-                external_id=facts.id,
-                defaults={"name": facts.name, "status": status_of(facts) or InstanceStatus.STOPPED} | observed,
-            )
-            if made:
-                log.info("instance %s: %s of region %s found", row.pk, facts.name, region.pk)
+    if any(getattr(row, name) != value for name, value in observed.items()):
         Instance.objects.filter(pk=row.pk).update(**observed)
-        _record_disks(row, facts.disks)
-    show(row, facts, began)
-    return row
 
 
-def _record_disks(row: Instance, shown: tuple[DiskFacts, ...]) -> None:
-    known = {disk.external_id: disk for disk in Disk.objects.filter(region=row.region_id, instance=row)}
+def _record_disks(row: Instance, shown: tuple[DiskFacts, ...], rows: list[Disk]) -> None:
+    known = {disk.external_id: disk for disk in rows}
     for facts in shown:
         observed = {
             "instance": row,
@@ -108,7 +123,7 @@ def _record_disks(row: Instance, shown: tuple[DiskFacts, ...]) -> None:
                 defaults=observed,
                 create_defaults=observed | {"owner": row.owner, "name": f"{row.name}-{facts.device}"},
             )
-        elif any(getattr(disk, name) != value for name, value in observed.items()):
+        elif any(getattr(disk, name) != value for name, value in observed.items() if name != "instance"):
             Disk.objects.filter(pk=disk.pk).update(**observed)
     for disk in known.values():
         Disk.objects.filter(pk=disk.pk).update(instance=None, device="", status=DiskStatus.AVAILABLE)
@@ -127,12 +142,12 @@ def show(row: Instance, facts: InstanceFacts | None, began: datetime) -> None:
         log.info("instance %s changed while it was looked at", row.pk)
 
 
-def settle(instance: Instance, facts: InstanceFacts | None, reason: Reason | None = None) -> None:
-    """After an operation, inside its last hold: the instance is what was observed, or Error when it could not be."""
+def settle(instance: Instance, seen: InstanceStatus | None, reason: Reason | None = None) -> None:
+    """After an operation, inside its last hold: the instance is what was seen, or Error when it could not be seen."""
     instance.refresh_from_db()
-    to = status_of(facts) if facts else None
-    if to is None:
-        to = InstanceStatus.ERROR
+    if seen is None and instance.status == InstanceStatus.GONE:
+        return
+    to = seen or InstanceStatus.ERROR
     if instance.status == to:
         Instance.objects.filter(pk=instance.pk).update(reason=reason)
     else:

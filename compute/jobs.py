@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compute import inventory
-from compute.engines.base import EngineError, InstanceFacts, Power
+from compute.engines.base import EngineError, Power
 from compute.models import Operation
 from compute.operations import Attempt, Job, Step, wait_for
 from compute.states import InstanceStatus
@@ -44,9 +44,9 @@ class _PowerJob(Job):
         if operation.instance:
             operation.instance.move(self.becomes, reason=None)
 
-    def settle(self, operation: Operation, facts: InstanceFacts | None) -> None:
+    def settle(self, operation: Operation, seen: InstanceStatus | None) -> None:
         if operation.instance:
-            inventory.settle(operation.instance, facts, operation.reason)
+            inventory.settle(operation.instance, seen, operation.reason)
 
 
 class Start(_PowerJob):

@@ -19,11 +19,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -31,12 +30,13 @@ from django.db import OperationalError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from compute.engines.base import Engine, EngineError, Handle, InstanceFacts, Look, Unreachable, WorkState
+from compute.engines import processes
+from compute.engines.base import Engine, EngineError, Handle, Look, Unreachable, WorkState
 from compute.models import Litter, Operation, Region
 from compute.reasons import Reason
 from compute.refusals import Refused
 from compute.regions import engine_for
-from compute.states import LIVE, OperationStatus
+from compute.states import LIVE, InstanceStatus, OperationStatus, status_of
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +154,8 @@ class Job:
     def failing(self, operation: Operation) -> None:
         """Undoing begins; ``operation.reason`` says why. Runs inside the transaction that turns it."""
 
-    def settle(self, operation: Operation, facts: InstanceFacts | None) -> None:
-        """Nothing of the attempt is left. ``facts``: the instance as observed now, None when it could not be."""
+    def settle(self, operation: Operation, seen: InstanceStatus | None) -> None:
+        """Nothing of the attempt is left. ``seen``: the instance as observed now, None when it could not be."""
 
     def litter(self, operation: Operation) -> dict[str, Handle | None]:
         """Keys (with handles) under which something may be left when undoing is given up."""
@@ -208,20 +208,18 @@ def cancel(operation: Operation, by: Any) -> bool:
 
 @cache
 def _identity(pid: int) -> str:
-    """Who holds: boot and pid namespace, pid, start time. What another process of this machine can look up and kill."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    space = str(Path(f"/proc/{pid}/ns/pid").readlink()).strip("pid:[]")
-    return f"{boot}/{space}/{pid}/{started}"
+    return processes.name_of(pid)
 
 
 def identity() -> str:
+    """Who holds: what another process of this machine can look up and kill."""
     return _identity(os.getpid())
 
 
 def has_place(operation: Operation) -> bool:
-    """Is the region's limit of long operations that run at once not reached?"""
-    if not jobs()[operation.kind].long:
+    """Is the region's limit of long operations that run at once not reached? Turning round needs no place."""
+    ending = operation.cancelled_by_id is not None or operation.status == OperationStatus.UNDOING
+    if ending or not jobs()[operation.kind].long:
         return True
     kinds = [kind for kind, job in jobs().items() if job.long]
     held = Operation.objects.filter(region=operation.region_id, kind__in=kinds, status__in=LIVE).exclude(holder="")
@@ -262,8 +260,12 @@ class Attempt:
     def __init__(self, operation: Operation, job: Job) -> None:
         self.operation = operation
         self.job = job
-        self.engine: Engine = engine_for(operation.region_id)
         self._arm()
+
+    @property
+    def engine(self) -> Engine:
+        """Raises ``Unreachable`` also when it cannot even be made: that is waited for like any other silence."""
+        return engine_for(self.operation.region_id)
 
     def _arm(self) -> None:
         # A holder that was frozen past the silence limit dies on waking, before it can touch anything.
@@ -325,8 +327,8 @@ class Attempt:
         handle: Handle | None = self.operation.work.get(step, {}).get("handle")
         return handle
 
-    def turn(self, outcome: OperationStatus, reason: Reason) -> None:
-        """It will not succeed: begin undoing, and say so on the rows."""
+    def turn(self, outcome: OperationStatus, reason: Reason, *, poison: bool = False) -> None:
+        """It will not succeed: begin undoing, and say so on the rows. As ``poison`` it turns whatever they say."""
         operation = self.operation
         with transaction.atomic():
             facts = {"status": OperationStatus.UNDOING, "outcome": outcome, "reason": reason, "strikes": 0}
@@ -334,7 +336,9 @@ class Attempt:
             if not self._mine().filter(status=OperationStatus.RUNNING).update(beats=F("beats") + 1, **facts):
                 raise Lost
             operation.refresh_from_db()
-            self.job.failing(operation)
+            with _whatever_comes(operation) if poison else nullcontext():
+                self.job.failing(operation)
+        self._arm()
         log.info("operation %s: undoing (%s): %s", operation.pk, outcome, reason)
 
     def release(self, *, strike: bool, **facts: Any) -> None:
@@ -344,16 +348,27 @@ class Attempt:
             holder="", attempt=F("attempt") + 1, strikes=strikes, beats=F("beats") + 1, **facts
         )
 
-    def observe(self) -> InstanceFacts | None:
-        """The instance now, or None when there is none or it cannot be observed."""
+    def observe(self) -> InstanceStatus | None:
+        """Status of the instance as seen now; None when there is none, or when it cannot be observed well.
+
+        One that is between two statuses is looked at again for a while. Raises ``Unreachable``: that is waited for.
+        """
         instance = self.operation.instance
         if instance is None or not instance.external_id:
             return None
+        deadline = time.monotonic() + settings.LIMIT_MAXIMUM
         try:
-            return self.engine.observe(instance.external_id)
+            while (status := status_of(self.engine.observe(instance.external_id))) is None:
+                if time.monotonic() > deadline:
+                    break
+                self.beat()
+                time.sleep(LOOK_EVERY)
+        except Unreachable:
+            raise
         except EngineError:
             log.warning("operation %s: %s could not be observed", self.operation.pk, instance.pk, exc_info=True)
             return None
+        return status
 
 
 # Walking ---------------------------------------------------------------------------------------------------------
@@ -395,7 +410,7 @@ def _walk(attempt: Attempt) -> None:
     operation, job = attempt.operation, attempt.job
     if operation.strikes >= STRIKES:
         if attempt.may_return:
-            attempt.turn(OperationStatus.FAILED, {"code": "gave-up", "data": {"times": STRIKES}})
+            attempt.turn(OperationStatus.FAILED, {"code": "gave-up", "data": {"times": STRIKES}}, poison=True)
         else:
             _abandon(attempt)
         return
@@ -436,27 +451,72 @@ def _unwind(attempt: Attempt) -> None:
             attempt.beat()
             time.sleep(UNDO_EVERY)
         attempt.beat()
-    facts = attempt.observe()
+    seen = attempt.observe()
     with attempt.hold(status=OperationStatus(operation.outcome), holder="", ended_at=timezone.now()):
-        job.settle(operation, facts)
+        job.settle(operation, seen)
     log.info("operation %s: %s", operation.pk, operation.outcome)
 
 
 def _abandon(attempt: Attempt) -> None:
-    """Three attempts to undo it failed: it ends all the same, and what it had named becomes litter."""
-    operation, job = attempt.operation, attempt.job
-    facts = attempt.observe()
-    with attempt.hold(
-        status=operation.outcome or OperationStatus.FAILED,
-        outcome=operation.outcome or OperationStatus.FAILED,
-        holder="",
-        reason=operation.reason or {"code": "gave-up", "data": {"times": STRIKES}},
-        ended_at=timezone.now(),
-    ):
-        for key, handle in job.litter(operation).items():
-            Litter.objects.get_or_create(region_id=operation.region_id, key=key, defaults={"handle": handle})
-        job.settle(operation, facts)
+    """Three attempts at it did not survive: it ends all the same, and what it had named becomes litter."""
+    operation = attempt.operation
+    try:
+        seen = attempt.observe()
+    except (Lost, Cancelled):
+        raise
+    except Exception:
+        log.exception("operation %s: its instance could not be observed", operation.pk)
+        seen = None
+    outcome = operation.outcome or OperationStatus.FAILED
+    reason = operation.reason or {"code": "gave-up", "data": {"times": STRIKES}}
+    with attempt.hold(status=outcome, outcome=outcome, holder="", reason=reason, ended_at=timezone.now()):
+        operation.reason = reason
+        _leave_litter(operation, seen)
     log.error("operation %s: given up; what it had named is litter now", operation.pk)
+
+
+def _leave_litter(operation: Operation, seen: InstanceStatus | None) -> None:
+    """The rows of an operation that ends without having been undone. Its end does not depend on what they say."""
+    job = jobs()[operation.kind]
+    for key, handle in job.litter(operation).items():
+        Litter.objects.get_or_create(region_id=operation.region_id, key=key, defaults={"handle": handle})
+    with _whatever_comes(operation):
+        job.settle(operation, seen)
+
+
+@contextmanager
+def _whatever_comes(operation: Operation) -> Iterator[None]:
+    """Rows that cannot be written must not keep a poisoned operation from ending."""
+    try:
+        with transaction.atomic():
+            yield
+    except Exception:
+        log.exception("operation %s: its rows could not be settled", operation.pk)
+
+
+@transaction.atomic
+def give_up(operation: Operation) -> bool:
+    """End it failed without asking its region, which an admin has given up (R24). False when it had ended."""
+    row = Operation.objects.select_for_update().get(pk=operation.pk)
+    if row.status not in LIVE:
+        return False
+    turned = row.status == OperationStatus.UNDOING
+    row.reason = row.reason or {"code": "region-given-up", "data": {}}
+    if not turned:
+        with _whatever_comes(row):
+            jobs()[row.kind].failing(row)
+    _leave_litter(row, None)
+    # The attempt goes up: whoever holds it finds that it is theirs no more.
+    Operation.objects.filter(pk=row.pk).update(
+        status=row.outcome or OperationStatus.FAILED,
+        outcome=row.outcome or OperationStatus.FAILED,
+        reason=row.reason,
+        holder="",
+        attempt=F("attempt") + 1,
+        ended_at=timezone.now(),
+    )
+    log.error("operation %s: given up with its region", row.pk)
+    return True
 
 
 def _wait_for_region(attempt: Attempt, error: Unreachable) -> None:

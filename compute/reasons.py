@@ -39,6 +39,7 @@ SENTENCES: dict[str, str | Promise] = {
     ),
     # How an operation ended.
     "unreachable": _("The region did not answer."),
+    "region-given-up": _("An administrator gave its region up, since it did not answer."),
     "unexpected": _("Something unexpected happened; quote %(operation)s to your administrator."),
     "gave-up": _("Given up after %(times)s attempts that did not survive."),
     "cancelled": _("Cancelled by %(by)s."),

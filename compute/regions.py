@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from compute.engines.base import Abilities, Engine
+from compute.engines.base import Abilities, Engine, Unreachable
+
+log = logging.getLogger(__name__)
 
 
 def engine_for(region: str) -> Engine:
-    """The engine of a configured region. One object per process: connections never cross a fork."""
-    return _engine(region, os.getpid())
+    """The engine of a configured region. One object per process: connections never cross a fork.
+
+    Raises ``Unreachable`` when it cannot be made: a region whose settings are wrong is one that does not answer.
+    """
+    try:
+        return _engine(region, os.getpid())
+    except Exception as error:
+        log.exception("region %s: its engine cannot be made", region)
+        raise Unreachable(said=str(error)) from error
 
 
 def abilities_of(region: str) -> Abilities:

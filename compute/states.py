@@ -11,6 +11,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
+from compute.engines.base import InstanceFacts, Power
 from compute.refusals import Conflict
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,18 @@ class InstanceStatus(Status):
     ERROR = "error", Tone.BAD, "octagon-alert", True, _("Error")
     # The engine answered that it is not there any more.
     GONE = "gone", Tone.REST, "unplug", True, _("Gone")
+
+
+_SHOWN = {
+    Power.RUNNING: InstanceStatus.RUNNING,
+    Power.STOPPED: InstanceStatus.STOPPED,
+    Power.PAUSED: InstanceStatus.PAUSED,
+}
+
+
+def status_of(facts: InstanceFacts | None) -> InstanceStatus | None:
+    """The status that an engine's answer shows (no facts: it is not there); None while it is between two."""
+    return _SHOWN.get(facts.power) if facts else InstanceStatus.GONE
 
 
 class DiskStatus(Status):

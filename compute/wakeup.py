@@ -14,7 +14,7 @@ FAILURES_KEPT = 24 * 3600  # seconds
 @cache
 def _connection() -> redis.Redis:
     # Without redis-py's own retries: a click must not wait for a Redis that is down.
-    return redis.Redis.from_url(settings.REDIS_URL, retry=None, socket_connect_timeout=1, socket_timeout=5)
+    return redis.Redis.from_url(settings.REDIS_URL, retry=None, socket_connect_timeout=1, socket_timeout=1)
 
 
 def send(queue: str, operation: str) -> None:

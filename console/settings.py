@@ -70,7 +70,7 @@ ENGINES = _engines()
 JOBS = ["compute.jobs", "images.jobs"]
 
 # Seconds: a holder's silence, a step that stands still, a step that reports no progress.
-LIMIT_SILENCE = env.float("LIMIT_SILENCE", default=60.0)
+LIMIT_SILENCE = env.float("LIMIT_SILENCE", default=120.0)
 LIMIT_STALL = env.float("LIMIT_STALL", default=300.0)
 LIMIT_MAXIMUM = env.float("LIMIT_MAXIMUM", default=180.0)
 

@@ -102,7 +102,9 @@ def _choose(instance: Instance, wanted: set[str]) -> tuple[list[Disk], list[dict
 
 
 def _locked(image: Image, by: Any, *, staff: bool = False) -> Image:
-    row = Image.objects.select_for_update().get(pk=image.pk)
+    row = Image.objects.select_for_update().filter(pk=image.pk).first()
+    if row is None:
+        raise Conflict
     if row.owner_id != by.pk and not (staff and by.is_staff):
         raise NotAllowed("not-yours")
     return row
@@ -110,9 +112,9 @@ def _locked(image: Image, by: Any, *, staff: bool = False) -> Image:
 
 @transaction.atomic
 def cancel(*, by: Any, image: Image, delete: bool) -> None:
-    """Stop making it and clean up (R11); with ``delete`` the image goes too once that is done."""
+    """Stop making it and clean up (R11); with ``delete``, which is its owner's to say, the image goes too after."""
     making = Operation.objects.select_for_update().filter(image=image, kind="create_image", status__in=LIVE).first()
-    row = _locked(image, by, staff=True)
+    row = _locked(image, by, staff=not delete)
     if refused := why_not_cancel(row):
         raise refused
     if making is None or not operations.cancel(making, by):

@@ -7,10 +7,10 @@ from collections.abc import Generator
 from django.utils import timezone
 
 from compute import inventory
-from compute.engines.base import Handle, InstanceFacts, Look, Part, Sealed, WorkState
+from compute.engines.base import Handle, Look, Part, Sealed, WorkState
 from compute.models import Instance, Operation, Snapshot
 from compute.operations import Attempt, Job, Long, Step, Watch, wait_for
-from compute.states import SnapshotStatus
+from compute.states import InstanceStatus, SnapshotStatus
 from images.models import DeviceMapping, Image
 from images.states import ImageStatus
 
@@ -41,11 +41,10 @@ class Capture(Long):
             Instance.objects.filter(pk=instance.pk).update(thaw_owed=timezone.now())
         parts = tuple(Part(part["disk"], device) for device, part in operation.choices["parts"].items())
         handle, captured = attempt.engine.begin(operation.pk, instance.external_id, parts)
+        attempt.beat()
         thawed = attempt.engine.thaw(instance.external_id)
         instant = captured.instant.isoformat() if captured.instant else None
         with attempt.hold(work=attempt.keep(self.name, handle=handle, instant=instant)):
-            if thawed:
-                Instance.objects.filter(pk=instance.pk).update(thaw_owed=None)
             facts = {
                 "consistency": captured.consistency,
                 "instant": captured.instant,
@@ -60,6 +59,8 @@ class Capture(Long):
                 # Begun a second time, since the first was lost without a trace: this instant is the one.
                 Image.objects.filter(pk=image.pk).update(**facts)
             Snapshot.objects.filter(mappings__image=image).update(instant=captured.instant)
+            if thawed:
+                Instance.objects.filter(pk=instance.pk).update(thaw_owed=None)
         return handle
 
 
@@ -123,20 +124,20 @@ class CreateImage(Job):
         image = Image.objects.get(pk=operation.image_id)
         image.move(ImageStatus.ERROR, reason=operation.reason)
 
-    def settle(self, operation: Operation, facts: InstanceFacts | None) -> None:
+    def settle(self, operation: Operation, seen: InstanceStatus | None) -> None:
         """R10: the files are gone, so the snapshots' rows go; the image says what was observed of the instance."""
         image = Image.objects.select_for_update().get(pk=operation.image_id)
         snapshots = list(Snapshot.objects.filter(mappings__image=image))
         DeviceMapping.objects.filter(image=image).update(snapshot=None)
         Snapshot.objects.filter(pk__in=[snapshot.pk for snapshot in snapshots]).delete()
         if operation.instance:
-            inventory.settle(operation.instance, facts)
+            inventory.settle(operation.instance, seen)
         if image.delete_wanted:
             image.delete()
             return
         reason = image.reason or {}
-        seen = {"power": str(facts.power), "at": timezone.now().isoformat()} if facts else None
-        Image.objects.filter(pk=image.pk).update(reason=reason | {"observed": seen})
+        observed = {"power": str(seen), "at": timezone.now().isoformat()} if seen else None
+        Image.objects.filter(pk=image.pk).update(reason=reason | {"observed": observed})
 
     def litter(self, operation: Operation) -> dict[str, Handle | None]:
         return {operation.pk: operation.work.get(Capture.name, {}).get("handle")}
@@ -173,7 +174,7 @@ class DeleteImage(Job):
         if operation.image:
             operation.image.delete()
 
-    def settle(self, operation: Operation, facts: InstanceFacts | None) -> None:
+    def settle(self, operation: Operation, seen: InstanceStatus | None) -> None:
         """Given up: what is left of it is in Error, and can be asked for again."""
         image = Image.objects.get(pk=operation.image_id)
         for snapshot in Snapshot.objects.filter(pk__in=operation.choices["snapshots"]):

@@ -206,7 +206,9 @@ def cancel(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     refused = why_not_cancel(row)
     if form.is_bound and form.is_valid():
         try:
-            actions.cancel(by=request.user, image=row, delete=form.cleaned_data["delete"])
+            # Staff may cancel; whether the image goes as well is its owner's to say, who alone is asked.
+            delete = form.cleaned_data["delete"] and row.owner_id == request.user.pk
+            actions.cancel(by=request.user, image=row, delete=delete)
             return _gone_to(request, reverse("image", args=[region, pk]))
         except Refused as refusal:
             refused = refusal

@@ -16,7 +16,7 @@ APPS = ("compute", "images")
 MAY: dict[str, set[str]] = {
     "reasons": set(),
     "refusals": {"reasons"},
-    "states": {"refusals"},
+    "states": {"refusals", "engines"},
     "models": {"states", "refusals", "reasons", "engines"},
     "regions": {"engines"},
     "quotas": {"models", "refusals"},

@@ -18,6 +18,18 @@ from typing import Any
 CHUNK = 1 << 20
 
 
+def take(lock: int) -> bool:
+    """Lock it. Whoever asks whether a copier lives holds it for a moment: that is waited for, another copier is not."""
+    for _ in range(20):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
 class Copier:
     def __init__(self, room: str) -> None:
         self.room = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -26,10 +38,10 @@ class Copier:
 
     def run(self) -> None:
         lock = self.open("copy.lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(lock):
             return  # another copier of this room was first
+        if self.exists("copy.result"):
+            return  # and has finished: what it copied may be published by now
         os.ftruncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
         with os.fdopen(self.open("copy.json", os.O_RDONLY)) as file:
@@ -38,6 +50,9 @@ class Copier:
             self.copy(order)
             result: dict[str, Any] = {"ok": True}
         except OSError as error:
+            for part in order["parts"].values():
+                # Where the store is full, the result needs a little of what the copy took.
+                os.ftruncate(self.open(part["target"], os.O_WRONLY | os.O_CREAT), 0)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             code = "store-full" if full else "copy-failed"
             result = {"code": code, "data": {} if full else {"errno": errno.errorcode.get(error.errno or 0, "?")}}
@@ -78,15 +93,23 @@ class Copier:
 
     def tell(self, *, force: bool = False) -> None:
         if force or time.monotonic() - self.told > 0.2:
-            self.write("copy.progress", self.progress)
+            self.write("copy.progress", self.progress, durable=False)
             self.told = time.monotonic()
 
-    def write(self, name: str, content: Any) -> None:
+    def write(self, name: str, content: Any, *, durable: bool = True) -> None:
         with os.fdopen(self.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
             json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.rename(f"{name}.new", name, src_dir_fd=self.room, dst_dir_fd=self.room)
+
+    def exists(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self.room, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def open(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.room)

@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compute.engines import copier
+from compute.engines import copier, processes
 from compute.engines.base import (
     Abilities,
     Captured,
@@ -127,9 +126,8 @@ class FolderEngine(Engine):
         return handle, Captured(Consistency.OFFLINE, instant)
 
     def look(self, handle: Handle) -> Look:
-        try:
-            room = self.store.room(handle["key"])
-        except EngineError:
+        room = self._room(handle["key"])
+        if room is None:
             return Look(WorkState.LOST)
         alive = _holder(room) is not None  # asked before the result is read: it is written before the lock is let go
         parts: dict[str, tuple[int, int] | None] = dict.fromkeys(handle["parts"])
@@ -143,9 +141,8 @@ class FolderEngine(Engine):
         return Look(WorkState.DONE, parts)
 
     def end(self, handle: Handle) -> None:
-        try:
-            room = self.store.room(handle["key"])
-        except EngineError:
+        room = self._room(handle["key"])
+        if room is None:
             return  # sealed or discarded already
         for name in COPIER_FILES:
             (room / name).unlink(missing_ok=True)
@@ -154,16 +151,10 @@ class FolderEngine(Engine):
         return (yield from self.store.seal(key, parts))
 
     def discard(self, key: str, handle: Handle | None) -> bool:
-        try:
-            room = self.store.room(key)
-        except EngineError as error:
-            if isinstance(error, Unreachable):
-                raise
-        else:
-            if (pid := _holder(room)) is not None:
-                # The lock is held, so the pid in it is alive and the copier's. The room goes once it has gone.
-                os.kill(pid, signal.SIGKILL)
-                return False
+        room = self._room(key)
+        if room is not None and (holder := _holder(room)) is not None:
+            processes.kill(holder)
+            return False  # the room goes once it has gone
         return self.store.discard(key)
 
     def erase(self, stored: str) -> bool:
@@ -172,6 +163,14 @@ class FolderEngine(Engine):
     def _present(self) -> None:
         if not self.instances.is_dir():
             raise Unreachable(store=str(self.instances))
+
+    def _room(self, key: str) -> Path | None:
+        try:
+            return self.store.room(key)
+        except EngineError as error:
+            if error.code != "no-room":
+                raise
+            return None
 
     def _instance(self, identity: str) -> Path:
         if not _ID.fullmatch(identity):
@@ -206,21 +205,26 @@ class FolderEngine(Engine):
             time.sleep(0.01)
 
 
-def _holder(room: Path) -> int | None:
-    """Pid of the copier that lives in this room, or None."""
+def _holder(room: Path) -> str | None:
+    """Name of the copier that lives in this room (see ``processes``), or None."""
     try:
         lock = os.open(room / "copy.lock", os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
         pid = os.pread(lock, 20, 0)
-        # It takes the lock first and writes its pid next: between the two it is not there yet.
-        return int(pid) if pid else None
     finally:
         os.close(lock)
+    try:
+        # It takes the lock first and writes its pid next: between the two, the pid is none or an old one's.
+        name = processes.name_of(int(pid))
+        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes().split(b"\0")
+    except (ValueError, FileNotFoundError, ProcessLookupError):
+        return None
+    return name if str(room).encode() in command else None
 
 
 def _read(path: Path) -> Any:

@@ -33,7 +33,7 @@ FORMATS = ("qcow2", "raw")
 RECORD = "sealed.json"
 CHUNK = 4 << 20
 HELPER_MEMORY = 1 << 30
-HELPER_CPU_SECONDS = 600
+HELPER_CPU_SECONDS = 240
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _STORED = re.compile(rf"({_NAME.pattern})/({_NAME.pattern}\.(?:{'|'.join(FORMATS)}))")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from compute import inventory
 from compute.engines.base import InstanceFacts, Power
@@ -62,6 +65,40 @@ def test_the_region_says_when_it_was_seen_and_what_is_free(folder):
     region = Region.objects.get()
     assert region.seen_at is not None
     assert 0 < region.free_bytes <= region.total_bytes
+
+
+def test_what_cannot_be_written_of_one_does_not_hide_the_others(folder, alice, caplog):
+    """A guest says what it likes of itself."""
+    bad = folder.instance("aaa", alice, vda="cloud")
+    good = folder.instance("web-1", alice, vda="cloud")
+    Instance.objects.update(vcpus=7)
+    description = folder.root / "instances/aaa/instance.json"
+    description.write_text(description.read_text().replace('"os": ""', '"os": "\\ud800"'))
+    inventory.sync(folder.region)
+    bad.refresh_from_db()
+    good.refresh_from_db()
+    assert (bad.vcpus, good.vcpus) == (7, 1)
+    assert "aaa could not be written" in caplog.text
+
+
+def test_a_disk_that_two_instances_name_stays_with_the_first(folder, alice):
+    """Its row must not wander between them, or nothing would protect it (R12)."""
+    first = folder.instance("web-1", alice, vda="cloud", vdb="cloud")
+    region = Region.objects.get()
+    seen = folder.engine.inventory()
+    twin = replace(seen.instances[0], id="web-2", name="web-2")
+    for _ in range(2):
+        inventory._record(region, replace(seen, instances=(*seen.instances, twin)), inventory.timezone.now())
+        assert first.disks.count() == 2
+
+
+def test_looking_costs_no_more_for_many_that_did_not_change(folder, alice):
+    for number in range(5):
+        folder.instance(f"web-{number}", alice, vda="cloud", vdb="cloud")
+    with CaptureQueriesContext(connection) as queries:
+        inventory.sync(folder.region)
+    writes = [query["sql"] for query in queries if query["sql"].startswith(("UPDATE", "INSERT"))]
+    assert len(writes) == 2, "the region, and when all of them were seen"
 
 
 def facts(power: Power) -> InstanceFacts:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from compute import operations, wakeup
 from compute.engines.base import EngineError, Unreachable
 from compute.models import Litter, Operation, Region
 from compute.operations import Attempt, Cancelled, Job, Lost, Step, claim, perform, take_away
+from compute.regions import _engine
 from tests.factories import InstanceFactory, OperationFactory, RegionFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -223,7 +223,56 @@ def test_while_the_region_does_not_answer_it_waits_without_a_strike(job, operati
     assert operation.waiting_since is None
 
 
-def test_a_region_runs_so_many_long_operations_at_once(job, folder):
+def test_rows_that_cannot_be_written_do_not_keep_poison_alive(job, operation, monkeypatch):
+    """R24: it ends failed, with litter, whatever its own rows say."""
+
+    def broken(*arguments):
+        raise RuntimeError("rows that do not fit")
+
+    job.failing = job.settle = broken
+    job.first.does = broken
+    for _ in range(12):
+        perform(operation.pk)
+    assert ended(operation) == ("failed", "")
+    assert Litter.objects.get().key == operation.pk
+
+
+def test_an_engine_that_cannot_be_made_is_waited_for(job, operation, settings):
+    """Like any other region that does not answer."""
+    broken = {"BACKEND": "nowhere.Engine", "OPTIONS": {}}
+    job.first.does = lambda attempt: attempt.engine.versions()
+    settings.ENGINES = {"folder-1": broken}
+    _engine.cache_clear()
+    perform(operation.pk)
+    operation.refresh_from_db()
+    assert (operation.holder, operation.strikes) == ("", 0)
+    assert operation.waiting_since is not None
+
+
+def test_an_operation_of_a_region_that_was_given_up_ends_failed(job, operation):
+    """R24: without asking the region; whoever holds it finds that it is theirs no more."""
+    attempt = claim(operation.pk)
+    assert operations.give_up(operation)
+    with pytest.raises(Lost):
+        attempt.beat()
+    assert ended(operation) == ("failed", "")
+    assert operation.reason["code"] == "region-given-up"
+    assert job.ends == ["failing", "settle"]
+    assert Litter.objects.get().key == operation.pk
+    assert not operations.give_up(operation)
+
+
+def test_turning_round_needs_no_place_among_the_running(job, folder, alice):
+    """A cancelled one must not wait for hours behind copies."""
+    job.long = True
+    rows = [OperationFactory(kind="scripted", instance=None, holding=False) for _ in range(3)]
+    assert [claim(row.pk) is not None for row in rows] == [True, True, False]
+    assert operations.cancel(rows[2], alice)
+    perform(rows[2].pk)
+    assert ended(rows[2]) == ("cancelled", "")
+
+
+def test_a_region_runs_so_many_long_operations_at_once(job, folder, settings):
     job.long = True
     rows = [OperationFactory(kind="scripted", instance=None, holding=False) for _ in range(3)]
     limit = settings.ENGINES["folder-1"]["LONG_LIMIT"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 
 import pytest
 from django.db import transaction
@@ -140,6 +141,18 @@ def test_a_disk_that_vanished_ends_in_error_with_nothing_left(web, alice, folder
     assert web.operation is None
 
 
+def test_an_instance_that_vanished_meanwhile_is_gone_and_the_image_in_error(web, alice, folder):
+    """R10, R21: also when the inventory saw it first."""
+    image, operation = make(web, alice, "vdb")
+    shutil.rmtree(folder.root / "instances/web-1")
+    inventory.sync(folder.region)
+    perform(operation.pk)
+    for row in (image, operation, web):
+        row.refresh_from_db()
+    assert (image.status, operation.status, web.status) == ("error", "failed", "gone")
+    assert image.reason["observed"]["power"] == "gone"
+
+
 def test_cancel_before_anyone_began(web, alice, folder):
     """R11: without «delete the image as well» the row stays as Error and says who cancelled."""
     image, operation = make(web, alice, "vdb")
@@ -168,6 +181,8 @@ def test_staff_may_cancel_and_strangers_may_not(web, alice, charlie, dana):
     image, operation = make(web, alice)
     with pytest.raises(NotAllowed):
         cancel(by=charlie, image=image, delete=True)
+    with pytest.raises(NotAllowed):
+        cancel(by=dana, image=image, delete=True)
     cancel(by=dana, image=image, delete=False)
     operation.refresh_from_db()
     assert operation.cancelled_by == dana

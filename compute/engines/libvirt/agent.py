@@ -15,10 +15,13 @@ LONGEST_NAME = 128
 def asked(dom: Any) -> tuple[bool, str]:
     """Does the agent answer, and what does it call its system ("" when it does not say)?"""
     try:
-        system = _command(dom, "guest-get-osinfo").get("pretty-name", "")
+        told = _command(dom, "guest-get-osinfo")
+        system = told.get("pretty-name", "") if isinstance(told, dict) else ""
     except lv.libvirtError as error:
         # While it is frozen, or when it is old, it refuses this question and still answers that it is there.
         return not _silent(error) and _pings(dom), ""
+    except _NoAgent:
+        return False, ""
     return True, _printable(system)
 
 
@@ -49,6 +52,8 @@ def thawed(dom: Any) -> bool:
         dom.agentSetResponseTimeout(FREEZE_SECONDS, 0)
         dom.fsThaw()
         return bool(_command(dom, "guest-fsfreeze-status") == "thawed")
+    except _NoAgent:
+        return False
     except lv.libvirtError as error:
         never = (lv.VIR_ERR_OPERATION_INVALID, lv.VIR_ERR_ARGUMENT_UNSUPPORTED, lv.VIR_ERR_NO_DOMAIN)
         if error.get_error_code() in never:
@@ -61,15 +66,23 @@ def thawed(dom: Any) -> bool:
 def _pings(dom: Any) -> bool:
     try:
         _command(dom, "guest-ping")
-    except lv.libvirtError:
+    except (lv.libvirtError, _NoAgent):
         return False
     return True
+
+
+class _NoAgent(Exception):
+    """What answers there does not speak the agent's language."""
 
 
 def _command(dom: Any, name: str) -> Any:
     import libvirt_qemu
 
-    return json.loads(libvirt_qemu.qemuAgentCommand(dom, json.dumps({"execute": name}), ASK_SECONDS, 0))["return"]
+    answer = libvirt_qemu.qemuAgentCommand(dom, json.dumps({"execute": name}), ASK_SECONDS, 0)
+    try:
+        return json.loads(answer)["return"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise _NoAgent from error
 
 
 def _silent(error: Any) -> bool:

@@ -36,8 +36,8 @@ T = TypeVar("T")
 INVENTORY_SECONDS = 30
 AGENTS_SECONDS = 15  # of an inventory; the agents not asked by then are those of hosts with many that hang
 LOOK_SECONDS = 5
-BEGIN_SECONDS = 120  # a freeze and a thaw of 5 s each, the start of a stand-in, a busy machine
-POWER_SECONDS = 60  # QEMU starts, or is waited for while it ends
+BEGIN_SECONDS = 60  # a freeze and a thaw of 5 s each, the start of a stand-in, a busy machine
+POWER_SECONDS = 30  # QEMU starts, or is waited for while it ends
 
 
 class LibvirtEngine(Engine):

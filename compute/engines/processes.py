@@ -1,0 +1,51 @@
+"""Naming a process so that another one can tell whether exactly that one still lives, and end it.
+
+A name is ``boot/pid namespace/pid/start time``: a pid alone is used again by the next process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+
+def name_of(pid: int) -> str:
+    """The name of a process of this machine. Raises ``FileNotFoundError`` when there is none."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    space = str(Path(f"/proc/{pid}/ns/pid").readlink()).strip("pid:[]")
+    return f"{boot}/{space}/{pid}/{_fields(pid)[19]}"
+
+
+def is_local(name: str) -> bool:
+    """Does it belong to this boot of this machine, so that it can be looked up?"""
+    return name.split("/")[:2] == name_of(os.getpid()).split("/")[:2]
+
+
+def is_alive(name: str) -> bool:
+    """Is exactly that process still there, and not a zombie? Only for local names."""
+    pid, started = name.split("/")[2:]
+    try:
+        fields = _fields(int(pid))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return fields[19] == started and fields[0] not in ("Z", "X")
+
+
+def kill(name: str) -> None:
+    """SIGKILL exactly that process, if it is local and alive."""
+    if not is_local(name):
+        return
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(int(name.split("/")[2]))
+        try:
+            if is_alive(name):  # the descriptor now names the process that was looked at, or it is gone
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
+
+
+def _fields(pid: int) -> list[str]:
+    """Of /proc/PID/stat, from the state on: the command before it may hold any character."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,0 +1,116 @@
+"""The keeper's rounds, one at a time (docs/rules.md R24)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from compute import regions
+from compute.engines.base import EngineError, Unreachable
+from compute.engines.folder import FolderEngine
+from compute.keeper import RegionWatch, Writer
+from compute.models import Instance, Litter, Region
+from tests.factories import InstanceFactory, OperationFactory
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Freezer(FolderEngine):
+    """A folder region whose guests can be frozen; some do not answer."""
+
+    frozen: set[str] = set()
+    silent: set[str] = set()
+
+    def thaw(self, instance: str) -> bool:
+        if instance in self.silent:
+            raise Unreachable
+        if instance.startswith("odd"):
+            raise EngineError("engine-error", said="unknown command")
+        self.frozen.discard(instance)
+        return True
+
+
+@pytest.fixture
+def freezer(folder, settings) -> type[Freezer]:
+    entry = settings.ENGINES["folder-1"] | {"BACKEND": "tests.compute.test_rounds.Freezer"}
+    settings.ENGINES = {"folder-1": entry}
+    regions._engine.cache_clear()
+    Freezer.frozen, Freezer.silent = set(), set()
+    yield Freezer
+    regions._engine.cache_clear()
+
+
+def owing(name: str, seconds: float = 6) -> Instance:
+    Freezer.frozen.add(name)
+    return InstanceFactory(name=name, external_id=name, thaw_owed=timezone.now() - timedelta(seconds=seconds))
+
+
+def test_whoever_still_owes_after_five_seconds_is_thawed(freezer):
+    row, early = owing("web-1"), owing("web-2", seconds=1)
+    RegionWatch("folder-1").thaw()
+    row.refresh_from_db()
+    early.refresh_from_db()
+    assert row.thaw_owed is None
+    assert early.thaw_owed is not None
+    assert freezer.frozen == {"web-2"}
+
+
+def test_one_guest_that_does_not_answer_keeps_nobody_else_frozen(freezer):
+    """Nor does it make the region unreachable: that is the inventory's to say."""
+    rows = [owing(name) for name in ("hung-1", "odd-1", "web-1")]
+    freezer.silent = {"hung-1"}
+    RegionWatch("folder-1").thaw()
+    for row in rows:
+        row.refresh_from_db()
+    assert [row.thaw_owed is None for row in rows] == [False, False, True]
+    assert Region.objects.get().unreachable_since is None
+
+
+def test_while_someone_is_at_work_a_thaw_is_asked_for_but_not_paid(freezer):
+    """The freeze may still be on its way."""
+    row = owing("web-1")
+    operation = OperationFactory(instance=row, status="running", holder="someone")
+    RegionWatch("folder-1").thaw()
+    row.refresh_from_db()
+    assert row.thaw_owed is not None
+    assert freezer.frozen == set()
+    operation.holder = ""
+    operation.save()
+    RegionWatch("folder-1").thaw()
+    row.refresh_from_db()
+    assert row.thaw_owed is None
+
+
+def test_litter_is_discarded_until_it_is_gone(folder):
+    region = Region.objects.create(name="folder-1")
+    folder.engine.make_room("op-1")
+    Litter.objects.create(region=region, key="op-1")
+    RegionWatch("folder-1").look()
+    assert not Litter.objects.exists()
+    assert folder.store_files() == set()
+
+
+def test_a_region_that_does_not_answer_says_since_when(folder):
+    (folder.root / "instances").rename(folder.root / "away")
+    RegionWatch("folder-1").look()
+    since = Region.objects.get().unreachable_since
+    RegionWatch("folder-1").look()
+    assert Region.objects.get().unreachable_since == since is not None
+    (folder.root / "away").rename(folder.root / "instances")
+    RegionWatch("folder-1").look()
+    assert Region.objects.get().unreachable_since is None
+
+
+def test_an_operation_that_nobody_knows_holds_up_no_other(folder, monkeypatch):
+    """Of a kind that this version does not have."""
+    OperationFactory(kind="of-the-future", instance=None, holding=False)
+    known = OperationFactory(instance=InstanceFactory(), holding=True)
+    woken = []
+    monkeypatch.setattr("compute.operations.wake", lambda row: woken.append(row.pk))
+    monkeypatch.setattr("compute.keeper.WAKE_AFTER", -1)
+    writer = Writer(None)
+    writer._begin_unheld(0)
+    assert woken in ([], [known.pk])
+    assert set(writer.unheld) == {known.pk}
