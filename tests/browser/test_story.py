@@ -257,12 +257,20 @@ def test_a_machine_killed_in_the_middle_ends_in_error_with_nothing_left(pages, c
     expect(page.get_by_text("Running").first).to_be_visible(timeout=SECONDS)
 
 
-def test_ctrl_c_leaves_no_process_and_the_next_start_goes_on(pages, console):
-    """The machines that ran run again; rows are what they were."""
+def test_ctrl_c_leaves_no_process_and_the_next_start_goes_on(pages, console, libvirtd):
+    """An image under way stays live and is ended by the next start; machines that ran run again; rows are kept."""
     page = pages("alice")
-    used = counts(page)
-    assert console.interrupt() == 0
+    images, snapshots = counts(page)
+    before = stored(console)
+    with Slowly(libvirtd, "stillframe-web-1", 10):
+        submit(page, "web-1-cut-off")
+        address = image_page(page, "web-1-cut-off")
+        expect(pill(page)).to_have_text("Copying", timeout=SECONDS)
+        assert console.interrupt() == 0
     assert console.pids() == []
     console.start(LATER_START)
-    assert counts(page) == used
+    page.goto(address)
+    expect(pill(page)).to_have_text("Error", timeout=SECONDS)
+    wait_until(lambda: counts(page) == (images + 1, snapshots), what="snapshots gone")
+    assert stored(console) == before
     expect(page.get_by_role("row", name="web-1")).to_contain_text("Running", timeout=SECONDS)
