@@ -50,21 +50,23 @@ class Failed(Exception):
 class Log:
     """The file a child writes to, and how far the terminal has followed it.
 
-    ``talks``: what it prints besides its log is for the user.
+    The terminal shows warnings and worse of what stays, and what a step prints that ``talks`` to the user.
     """
 
-    def __init__(self, path: Path, *, talks: bool = False) -> None:
+    def __init__(self, path: Path, *, stays: bool, talks: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > LOG_LIMIT:
             path.rename(f"{path}.1")
         path.touch()
         self.path = path
-        self.talks = talks
+        self.stays, self.talks = stays, talks
         self.showing = False
         self.read = path.stat().st_size
 
     def follow(self) -> None:
-        """Print what is notable among the whole lines written since the last call."""
+        """Print what is to be shown of the whole lines written since the last call."""
+        if not (self.stays or self.talks):
+            return
         with self.path.open("rb") as file:
             file.seek(self.read)
             whole, newline, _ = file.read().rpartition(b"\n")
@@ -72,7 +74,7 @@ class Log:
         for line in whole.decode(errors="replace").splitlines():
             # A line that is no log line, as in a traceback, belongs to the one before it.
             if NOTABLE.search(line):
-                self.showing = True
+                self.showing = self.stays
             elif LOG_LINE.match(line):
                 self.showing = False
             elif self.talks:
@@ -162,7 +164,7 @@ class Supervisor:
                 if child.pid == pid:
                     child.ended(os.waitstatus_to_exitcode(status))
                     if child.wanted:
-                        print(f"{name} ended with {child.code}:\n{child.log.tail()}", flush=True)
+                        print(f"{name} ended with {child.code}; its log: {child.log.path}", flush=True)
 
     def until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Tick until it is true; False when that took too long."""
@@ -185,7 +187,7 @@ class Supervisor:
         death_signal: signal.Signals = signal.SIGKILL,
         talks: bool = False,
     ) -> Child:
-        log = Log(settings.DATA / "log" / f"{name}.log", talks=talks)
+        log = Log(settings.DATA / "log" / f"{name}.log", stays=wanted, talks=talks)
         child = self.children[name] = Child(command, env or self.env, log, wanted, death_signal)
         child.start()
         return child
