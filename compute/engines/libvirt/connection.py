@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -32,6 +33,8 @@ class Host:
         self.uri = uri
         self._idle: list[Any] = []
         self._free = threading.Semaphore(MOST_CALLS)
+        # Left to the interpreter's end, the binding's own clean-up finds its modules gone and complains.
+        atexit.register(self._close)
 
     def call(self, work: Callable[[Any], T], seconds: float = 15) -> T:
         """``work(virConnect)`` in a thread of its own, since libvirt waits without end for a QEMU that hangs.
@@ -77,6 +80,11 @@ class Host:
             raise EngineError("engine-error", said=said, number=error.get_error_code()) from error
         self._idle.append(conn)
         return answer
+
+    def _close(self) -> None:
+        while self._idle:
+            with suppress(lv.libvirtError):
+                self._idle.pop().close()
 
     def _spare(self) -> Any | None:
         while self._idle:
