@@ -1,0 +1,71 @@
+"""What is taken out of the product, in forked processes only, to see that cells notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from compute import keeper
+from compute.engines import processes
+from compute.engines.folder import FolderEngine
+from compute.models import Operation, Region
+from compute.operations import Attempt
+from images.jobs import Room
+
+
+def _fence() -> None:
+    """A hold no longer asks whose it is."""
+    Attempt._mine = lambda attempt: Operation.objects.filter(pk=attempt.operation.pk)  # type: ignore[method-assign]
+
+
+def _kill() -> None:
+    """In the keeper: a silent holder is taken over without being killed."""
+    taken: set[str] = set()
+    alive = processes.is_alive
+    processes.kill = taken.add
+    processes.is_alive = lambda name: name not in taken and alive(name)
+
+
+def _alarm() -> None:
+    Attempt._arm = lambda attempt: None  # type: ignore[method-assign]
+
+
+def _room() -> None:
+    """``begin`` makes the room when it is not there."""
+    begin = FolderEngine.begin
+
+    def making(engine: FolderEngine, key: str, *args: Any) -> Any:
+        engine.store.make_room(key)
+        return begin(engine, key, *args)
+
+    FolderEngine.begin = making  # type: ignore[method-assign]
+
+
+def _judge() -> None:
+    """In the keeper: the judge writes, too."""
+    judge = keeper.Judge.round
+
+    def writing(self: keeper.Judge) -> list[keeper.Verdict]:
+        Region.objects.filter(pk="").update(versions={})
+        return judge(self)
+
+    keeper.Judge.round = writing  # type: ignore[method-assign]
+
+
+def _undo() -> None:
+    Room.undo = lambda step, attempt: True  # type: ignore[method-assign]
+
+
+IN_ALL: dict[str, Callable[[], None]] = {"fence": _fence, "alarm": _alarm, "room": _room, "undo": _undo}
+IN_KEEPER: dict[str, Callable[[], None]] = {"kill": _kill, "judge": _judge}
+NAMES = (*IN_ALL, *IN_KEEPER)
+
+
+def take_out(which: frozenset[str]) -> None:
+    for name in which & IN_ALL.keys():
+        IN_ALL[name]()
+
+
+def take_out_of_keeper(which: frozenset[str]) -> None:
+    for name in which & IN_KEEPER.keys():
+        IN_KEEPER[name]()

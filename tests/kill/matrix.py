@@ -1,0 +1,128 @@
+"""All cells: found by running each kind once without and once with a late cancel, played several at a time."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from compute import operations
+from console import processes
+from tests.kill.cells import Cell, control, matrix, turning
+from tests.kill.director import Result, direct
+from tests.kill.points import Seen
+from tests.kill.world import SCENARIOS, make_template
+from tests.settings import HOME
+
+LAST = 90.0  # seconds after which a cell's director itself is given up
+
+
+class Outcome(NamedTuple):
+    cell: Cell
+    result: Result
+
+
+class Matrix:
+    def __init__(self, without: frozenset[str], jobs: int, *, keep: bool = False) -> None:
+        self.without = without
+        self.jobs = jobs
+        self.keep = keep
+        # In memory where there is such a place: what is tried is processes, not disks.
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.root = Path(tempfile.mkdtemp(prefix="stillframe-kill-", dir=memory))
+        self.template = self.root / "template"
+        self.number = 0
+
+    def __enter__(self) -> Self:
+        processes.adopt_orphans()
+        logging.disable()  # of this process; each cell has a log of its own
+        make_template(self.template)
+        gc.freeze()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while left := processes.descendants(os.getpid()):
+            processes.kill(left)
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+        if not self.keep:
+            shutil.rmtree(self.root)
+        shutil.rmtree(HOME, ignore_errors=True)
+
+    def cells(self) -> list[Cell]:
+        """Every cell of every kind. A kind without a scenario, or a step without a cell, is an error."""
+        kinds = operations.jobs()
+        if missing := kinds.keys() - SCENARIOS.keys():
+            raise LookupError(f"no scenario in tests/kill/world.py for {sorted(missing)}")
+        # What is taken out must not change what is looked for.
+        without, self.without = self.without, frozenset()
+        seen = {kind: self._points(control(kind, record=True)) for kind in kinds}
+        turns = {kind: turning(kind, seen[kind]) for kind in kinds}
+        undone = {kind: self._points(Cell(kind, "", "", "owner", "cancels", "cancelled", (turns[kind],), record=True)) for kind in kinds}
+        self.without = without
+        cells = [cell for kind in kinds for cell in matrix(kind, seen[kind], undone[kind])]
+        tried = {(cell.kind, cell.phase) for cell in cells}
+        for kind, job in kinds.items():
+            if missing := [step.name for step in job.steps if (kind, step.name) not in tried]:
+                raise LookupError(f"no cell for {missing} of {kind}")
+        return [*(control(kind) for kind in kinds), *cells]
+
+    def _points(self, cell: Cell) -> list[Seen]:
+        pid, root = self._start(cell)
+        os.waitpid(pid, 0)
+        result = self._result(root)
+        if result.ended != cell.end:  # what else is wrong is for the cells to say
+            raise RuntimeError(f"{cell}: {result.wrong}\n{root.with_name(f'{root.name}.log').read_text()}")
+        seen: list[Seen] = []
+        with (root / "points").open("rb") as file, suppress(EOFError):
+            while True:
+                seen += pickle.load(file)
+        return list(dict.fromkeys(seen))
+
+    def _start(self, cell: Cell) -> tuple[int, Path]:
+        self.number += 1
+        root = self.root / str(self.number)
+        pid = os.fork()
+        if not pid:
+            direct(cell, self.template, root, self.without)
+        return pid, root
+
+    def _result(self, root: Path) -> Result:
+        try:
+            result: Result = pickle.loads((root / "result").read_bytes())
+        except FileNotFoundError:
+            return Result("?", LAST, ["its director died or was given up"])
+        return result
+
+    def play(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
+        """Play them, several at a time; each as it ends."""
+        waiting = list(reversed(cells))
+        playing: dict[int, tuple[Cell, Path, float]] = {}
+        while waiting or playing:
+            while waiting and len(playing) < self.jobs:
+                cell = waiting.pop()
+                pid, root = self._start(cell)
+                playing[pid] = cell, root, time.monotonic()
+            pid = os.waitpid(-1, os.WNOHANG)[0]
+            if pid in playing:
+                cell, root, _ = playing.pop(pid)
+                result = self._result(root)
+                yield Outcome(cell, result)
+                if not (self.keep and result.wrong):
+                    shutil.rmtree(root)
+                    root.with_name(f"{root.name}.log").unlink()
+            elif not pid:
+                for pid, (_, _, began) in playing.items():
+                    if time.monotonic() - began > LAST:
+                        processes.kill([pid])
+                time.sleep(0.02)
