@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from django.conf import settings
+from django.utils import translation
 
 from console import translations, valkey
 from tests.factories import UserFactory
@@ -71,6 +72,13 @@ def private_redis(_session: redis.Redis) -> Iterator[redis.Redis]:
     """The tests' own Redis. Nothing queued by one test reaches the next."""
     yield _session
     _session.flushall()
+
+
+@pytest.fixture(autouse=True)
+def english() -> Iterator[None]:
+    """Every test begins in English: a request in another language leaves its thread in that language."""
+    with translation.override("en"):
+        yield
 
 
 @pytest.fixture
