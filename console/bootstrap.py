@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Everything before the first import of Django: packages, account, copy of the code, virtualenv.
 
-    python3 console/bootstrap.py run|test|lint|clean-demo
+    python3 console/bootstrap.py run|test|kill-matrix|lint|clean-demo
 
 Needs nothing but this interpreter. As an ordinary user everything lies in the checkout's var/. As root nothing may
 run that reads a guest's bytes, and a checkout in /root is out of everybody else's reach: so all of it runs under one
@@ -55,7 +55,7 @@ LIBVIRT_PACKAGES = (
 TEST_PACKAGES = ("chromium", "fonts-noto-cjk", "gettext", "postgresql")
 
 # What of root's environment reaches the account: how to get at packages, what to run, how to print.
-KEPT = ("CI", "COLUMNS", "ENGINE", "LANG", "PORT", "PYTEST_ARGS", "TERM", "TZ")
+KEPT = ("CI", "COLUMNS", "ENGINE", "KILL_ARGS", "LANG", "PORT", "PYTEST_ARGS", "TERM", "TZ")
 KEPT_PREFIXES = ("LC_", "LIMIT_", "PIP_", "SSL_")
 KEPT_SUFFIXES = ("_BUNDLE", "_CERT", "_PROXY", "_proxy")
 
@@ -347,10 +347,20 @@ def test() -> int:
     # One group of the QEMU tests (see tests/conftest.py), which therefore run one after another.
     pytest = ["python", "-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup"]
     arguments = shlex.split(os.environ.get("PYTEST_ARGS", ""))
+    return _run_to_the_last(runner, [*pytest, *arguments], STILLFRAME_TEST_ALL="1")
+
+
+def kill_matrix() -> int:
+    """Whatever can die or stop, at every point of every operation (docs/reliability.md); KILL_ARGS narrows."""
+    runner = prepare_tests()
+    return _run_to_the_last(runner, ["python", "-m", "tests.kill", *shlex.split(os.environ.get("KILL_ARGS", ""))])
+
+
+def _run_to_the_last(runner: Runner, command: list[str], **environment: str) -> int:
     # What a run that is interrupted leaves behind, machines too, becomes ours, and ends with us.
     processes.adopt_orphans()
     try:
-        return runner.run([*pytest, *arguments], STILLFRAME_TEST_ALL="1")
+        return runner.run(command, **environment)
     finally:
         processes.end(processes.descendants(os.getpid()), seconds=5)
 
@@ -402,7 +412,7 @@ def clean_demo() -> int:
     return 0
 
 
-VERBS = {"run": run, "test": test, "lint": lint, "clean-demo": clean_demo}
+VERBS = {"run": run, "test": test, "kill-matrix": kill_matrix, "lint": lint, "clean-demo": clean_demo}
 
 
 def main() -> NoReturn:

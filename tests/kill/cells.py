@@ -58,6 +58,10 @@ def turning(kind: str, seen: list[Seen]) -> Shot:
     return Shot(could[-1].point, "cancel")
 
 
+def cancelled_late(kind: str, seen: list[Seen]) -> Cell:
+    return Cell(kind, "", "", "owner", "cancels late", "cancelled", (turning(kind, seen),), record=True)
+
+
 def matrix(kind: str, seen: list[Seen], undone: list[Seen]) -> Iterator[Cell]:
     """All cells of a kind. ``seen``: points of a run that succeeds; ``undone``: of one that is cancelled late."""
     yield Cell(kind, "click", "queue", "Valkey", "is not there", "done", deaf=True)
@@ -138,9 +142,7 @@ def _makes_room(one: Seen) -> bool:
 
 def _copying(one: Seen, seen: list[Seen]) -> bool:
     """Is a copier surely at work? From where it was begun to the second look."""
-    at = {
-        what: i for i, s in enumerate(seen) for what in [(s.point.what, s.point.nth)] if s.point.category == "engine"
-    }
+    at = {what: i for i, s in enumerate(seen) for what in [(s.point.what, s.point.nth)] if s.point.category == "engine"}
     begun, looked = at.get(("engine begin returned", 1)), at.get(("engine look", 2))
     return begun is not None and looked is not None and begun <= seen.index(one) <= looked
 

@@ -39,8 +39,9 @@ from tests.kill.points import TIMES, Points, Seen
 from tests.kill.world import RATE, SCENARIOS, World, alice, image_again
 
 SPEED = 10  # the keeper's clock runs so much faster: its seconds are the product's, a cell's are fewer
-SILENCE = 2.0  # seconds
-DEADLINE = 20.0
+SILENCE = 3.0  # seconds
+DEADLINE = 30.0
+MISSED = ("the fault did not happen", "there was no copier")
 
 
 class Fast:
@@ -54,6 +55,11 @@ class Result:
     ended: str
     seconds: float
     wrong: list[str]
+
+    @property
+    def missed(self) -> bool:
+        """The fault found nothing to happen to, on a machine that was too slow or too fast: it says nothing."""
+        return any(what in self.wrong for what in MISSED)
 
 
 class Director:
@@ -80,7 +86,7 @@ class Director:
         return Result(ended, time.monotonic() - began, wrong)
 
     def _set_up(self) -> None:
-        settings.LIMIT_SILENCE, settings.LIMIT_STALL, settings.LIMIT_MAXIMUM = SILENCE, 3.0, 5.0
+        settings.LIMIT_SILENCE, settings.LIMIT_STALL, settings.LIMIT_MAXIMUM = SILENCE, 4.0, 5.0
         operations.LOOK_EVERY = operations.UNDO_EVERY = 0.05
         wakeup.send = self._send
         if self.cell.broken:
@@ -178,6 +184,8 @@ class Director:
                 if one.point.place != shot.point.place:
                     continue
                 self.world.mark("fired", str(os.getpid()))
+                with (self.world.root / "fires").open("a") as file:
+                    file.write(".")
             else:
                 last = number == len(self.cell.shots) - 1
                 if one.point != shot.point:
@@ -226,9 +234,11 @@ class Director:
             return "nothing", ["there is no operation"]
         if not self.until(lambda: self._ended(row), DEADLINE):
             row.refresh_from_db()
-            return f"{row.status}…", [f"still {row.status} at {row.step!r}, attempt {row.attempt}, held by {row.holder!r}"]
+            return f"{row.status}…", [
+                f"still {row.status} at {row.step!r}, attempt {row.attempt}, held by {row.holder!r}"
+            ]
         wrong = []
-        if row.status != cell.end:
+        if row.status != self._legal_end():
             wrong.append(f"ended {row.status}: {row.reason}")
         if cell.litters and not Litter.objects.exists():
             wrong.append("no litter")
@@ -241,6 +251,13 @@ class Director:
         self.scenario.click()
         if self.cell.record:
             self._recorded(seen)
+
+    def _legal_end(self) -> str:
+        """As the cell says; poison is what goes wrong every time, and not every attempt comes by every point again."""
+        cell = self.cell
+        always = any(shot.always for shot in cell.shots) and cell.end == "failed" and cell.victim == "horse"
+        fires = len(self.world.marked("fires") or "")
+        return "done" if always and fires < operations.STRIKES else cell.end
 
     def _ended(self, row: Operation) -> bool:
         row.refresh_from_db()
@@ -266,9 +283,9 @@ class Director:
         """The slate, the ghost, and a new image of the same instance."""
         cell, world = self.cell, self.world
         if (cell.shots or cell.broken) and world.marked("fired") is None:
-            wrong.append("the fault did not happen")
+            wrong.append(MISSED[0])
         if world.marked("no-copier") is not None and "copier" in cell.victim and not cell.shots[-1].always:
-            wrong.append("there was no copier")
+            wrong.append(MISSED[1])
         world.mark("lifted")
         # Litter goes by the keeper, and what is shown of an instance comes by its inventory: soon.
         self.until(lambda: not world.complaints(), 3.0 if row is None or not cell.litters else 5.0)
@@ -281,7 +298,11 @@ class Director:
             if not self.until(lambda: not _lives(ghost), 6.0):
                 wrong.append("the ghost still lives")
             after = world.everything()
-            wrong += [f"the ghost changed {name}: {before[name]} → {after[name]}" for name in before if before[name] != after[name]]
+            wrong += [
+                f"the ghost changed {name}: {before[name]} → {after[name]}"
+                for name in before
+                if before[name] != after[name]
+            ]
             if (wrote := world.marked("ghost-wrote")) is not None:
                 wrong.append(f"the ghost wrote {wrote}")
         world.mark("over")
@@ -292,12 +313,12 @@ class Director:
         try:
             if self.cell.kind == "delete_image" and self.cell.end in ("failed", "cancelled"):
                 self.scenario.click()
-                if not self.until(lambda: not Image.objects.filter(name="old").exists(), 10):
+                if not self.until(lambda: not Image.objects.filter(name="old").exists(), DEADLINE):
                     return ["it could not be deleted again"]
             image = image_again(self.scenario.instance)
         except Exception as error:
             return [f"a new image was refused: {type(error).__name__} {error}"]
-        if not self.until(lambda: Image.objects.get(pk=image.pk).status == "available", 10):
+        if not self.until(lambda: Image.objects.get(pk=image.pk).status == "available", DEADLINE):
             return [f"a new image is {Image.objects.get(pk=image.pk).status}"]
         self.until(lambda: not self.world.complaints() and not self.world.copiers(), 3.0)
         return [f"after a new image: {what}" for what in self.world.complaints()]

@@ -9,21 +9,22 @@ import pickle
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from compute import operations
 from console import processes
-from tests.kill.cells import Cell, control, matrix, turning
+from tests.kill.cells import Cell, cancelled_late, control, matrix
 from tests.kill.director import Result, direct
 from tests.kill.points import Seen
 from tests.kill.world import SCENARIOS, make_template
 from tests.settings import HOME
 
-LAST = 90.0  # seconds after which a cell's director itself is given up
+AGAIN = 3  # times a cell is played again whose fault did not happen
+LAST = 150.0  # seconds after which a cell's director itself is given up
 
 
 class Outcome(NamedTuple):
@@ -49,7 +50,7 @@ class Matrix:
         gc.freeze()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         while left := processes.descendants(os.getpid()):
             processes.kill(left)
             with suppress(ChildProcessError):
@@ -67,8 +68,7 @@ class Matrix:
         # What is taken out must not change what is looked for.
         without, self.without = self.without, frozenset()
         seen = {kind: self._points(control(kind, record=True)) for kind in kinds}
-        turns = {kind: turning(kind, seen[kind]) for kind in kinds}
-        undone = {kind: self._points(Cell(kind, "", "", "owner", "cancels", "cancelled", (turns[kind],), record=True)) for kind in kinds}
+        undone = {kind: self._points(cancelled_late(kind, seen[kind])) for kind in kinds}
         self.without = without
         cells = [cell for kind in kinds for cell in matrix(kind, seen[kind], undone[kind])]
         tried = {(cell.kind, cell.phase) for cell in cells}
@@ -108,6 +108,7 @@ class Matrix:
         """Play them, several at a time; each as it ends."""
         waiting = list(reversed(cells))
         playing: dict[int, tuple[Cell, Path, float]] = {}
+        missed: Counter[Cell] = Counter()
         while waiting or playing:
             while waiting and len(playing) < self.jobs:
                 cell = waiting.pop()
@@ -117,7 +118,11 @@ class Matrix:
             if pid in playing:
                 cell, root, _ = playing.pop(pid)
                 result = self._result(root)
-                yield Outcome(cell, result)
+                if result.missed and missed[cell] < AGAIN:
+                    missed[cell] += 1
+                    waiting.append(cell)
+                else:
+                    yield Outcome(cell, result)
                 if not (self.keep and result.wrong):
                     shutil.rmtree(root)
                     root.with_name(f"{root.name}.log").unlink()

@@ -41,7 +41,9 @@ class Point:
     """Where something can happen. Two runs of the same code have the same points."""
 
     phase: str  # "claim", a step's name, "turn", "undo <step>", "settle"; "click" in the web process
-    what: str  # "before" and "after" the do or undo; "engine begin", "engine begin returned", "sql …", "disk …", "queue"
+    what: (
+        str  # "before" and "after" the do or undo; "engine begin", "engine begin returned", "sql …", "disk …", "queue"
+    )
     where: tuple[tuple[str, int], ...]  # file and line of each frame of the product, innermost first
     nth: int
 
@@ -120,10 +122,8 @@ class Points:
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in DISK or self.quiet:
             return
-        if event == "open":
-            _, mode, flags = arguments
-            if not (flags & (os.O_CREAT | os.O_TRUNC)):
-                return
+        if event == "open" and not arguments[2] & (os.O_CREAT | os.O_TRUNC):
+            return
         self.meet(f"disk {event.removeprefix('os.')}", sys._getframe(1))
 
     def _wrap_step(self, step: Any) -> None:

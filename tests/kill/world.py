@@ -36,7 +36,7 @@ from tests.kill.points import watched
 
 REGION = "folder-1"
 SIZE = 128 << 10  # bytes of a disk, half of it a hole
-RATE = 512 << 10  # three disks are copied in about 0.4 s
+RATE = 160 << 10  # three disks are copied in about 1.2 s
 DISKS = {"db-1": {"vda": "local", "vdb": "cloud", "vdc": "cloud"}, "web-1": {"vda": "cloud"}}
 
 
@@ -65,7 +65,7 @@ class PoweredFolder(FolderEngine):
         place = self._instance(instance)
         if not (place / "instance.json").exists():
             raise EngineError("instance-gone")
-        (place / "power.new").write_text(json.dumps([power, time.time() + 0.15]))
+        (place / "power.new").write_text(json.dumps([power, time.time() + 0.6]))
         (place / "power.new").rename(place / "power")
 
 
@@ -247,11 +247,7 @@ class World:
     def copiers(self) -> set[int]:
         """Living copiers of this world."""
         mark = f"{self.root}/"
-        return {
-            pid
-            for pid in _pids()
-            if "copier.py" in (words := processes.command_line(pid)) and mark in words
-        }
+        return {pid for pid in _pids() if "copier.py" in (words := processes.command_line(pid)) and mark in words}
 
     def everything(self) -> dict[str, Any]:
         """All that a ghost could change, for comparing."""
@@ -261,7 +257,8 @@ class World:
             **{table.__name__: sorted(map(str, table.objects.values_list())) for table in tables},
             "Instance": sorted(map(str, Instance.objects.values_list("name", "status", "reason", "thaw_owed"))),
             "store": sorted(
-                f"{path.relative_to(store)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in store.rglob("*")
+                f"{path.relative_to(store)} {path.stat().st_size} {path.stat().st_mtime_ns}"
+                for path in store.rglob("*")
             ),
         }
 
@@ -273,4 +270,3 @@ def _pids() -> list[int]:
 def image_again(instance: str) -> Image:
     """A new image of the same instance, as its owner would make it."""
     return _create(instance, f"again-{timezone.now():%S%f}")
-

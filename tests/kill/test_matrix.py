@@ -1,0 +1,57 @@
+"""Whoever dies, wherever it is, the work ends and nothing is left (docs/rules.md R24, docs/reliability.md).
+
+The whole matrix is ``make kill-matrix``. Here: every cell of one fault, and for each mechanism that it rests on a few
+cells which notice when that is taken out.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from django.conf import settings
+
+from compute.operations import jobs
+from tests.kill.world import SCENARIOS
+
+
+def play(*arguments: str) -> tuple[int, int, str]:
+    """Passed, failed, and all that was printed."""
+    command = [sys.executable, "-m", "tests.kill", *arguments]
+    done = subprocess.run(command, cwd=settings.BASE_DIR, capture_output=True, text=True, check=False)
+    last = re.search(r"(\d+) passed, (\d+) failed\n\Z", done.stdout)
+    assert last, f"{done.stdout}\n{done.stderr}"
+    assert (done.returncode == 0) == (last[2] == "0")
+    return int(last[1]), int(last[2]), done.stdout
+
+
+def test_every_kind_can_be_asked_for():
+    """A new kind of operation joins by saying in tests/kill/world.py how it comes about; until then this fails."""
+    assert SCENARIOS.keys() == jobs().keys()
+
+
+def test_a_killed_horse_is_followed_at_every_point():
+    _, failed, table = play("--victim", "horse", "--fault", "SIGKILL")
+    assert not failed, table
+    for kind, job in jobs().items():
+        for step in job.steps:
+            assert re.search(rf"^ok +{kind} +{step.name} ", table, re.MULTILINE), f"no cell of {kind} {step.name}"
+
+
+# What is taken out, with whatever else would cover for it, and the cells that have to notice.
+WORTH = {
+    "fence": ("--kind", "create_image", "--phase", "capture", "--victim", "ghost", "--fault", "revived early"),
+    "kill": ("--kind", "start", "--fault", "SIGSTOP", "--victim", "horse", "--point", "sql UPDATE*"),
+    "alarm": ("--kind", "create_image", "--phase", "room", "--victim", "ghost", "--fault", "cancelled*"),
+    "room": ("--kind", "create_image", "--phase", "capture", "--fault", "cancelled*", "--point", "engine begin at*"),
+    "judge": ("--kind", "start", "--fault", "SIGSTOP", "--victim", "horse", "--point", "sql UPDATE*wait_for*"),
+    "undo": ("--kind", "create_image", "--victim", "owner", "--phase", "room"),
+}
+
+
+@pytest.mark.parametrize("mechanism", WORTH)
+def test_cells_notice_what_is_taken_out(mechanism):
+    _, failed, table = play("--without", mechanism, *WORTH[mechanism])
+    assert failed, table
