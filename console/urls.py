@@ -15,9 +15,11 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, register_converter
 from django.urls.converters import StringConverter
 from django.views.i18n import set_language
+from django_rq.stats_views import stats_json
 from django_rq.urls import get_admin_urlpatterns
 
 from console import views
+from console.forms import SignInForm
 
 
 class RegionConverter(StringConverter):
@@ -42,16 +44,25 @@ def superusers_only(view: Callable[..., HttpResponse]) -> Callable[..., HttpResp
     return guarded
 
 
+queue_pages = [
+    *get_admin_urlpatterns(view_wrapper=superusers_only),
+    # Its front page links to its figures, which by themselves would be every staff user's.
+    path("stats.json", superusers_only(stats_json), name="home_json"),
+]
+sign_in = accounts.LoginView.as_view(
+    template_name="sign-in.html", authentication_form=SignInForm, redirect_authenticated_user=True
+)
+
 urlpatterns = [
     path("", views.home, name="home"),
-    path("sign-in/", accounts.LoginView.as_view(template_name="sign-in.html"), name="login"),
+    path("sign-in/", sign_in, name="login"),
     path("sign-out/", accounts.LogoutView.as_view(), name="logout"),
     path("language/", login_not_required(set_language), name="language"),
     path("theme/", views.theme, name="theme"),
     path("help/device-names/", views.device_names, name="help-device-names"),
     path("r/<region:region>/", include("compute.urls")),
     path("r/<region:region>/", include("images.urls")),
-    path("admin/queue/", include((get_admin_urlpatterns(view_wrapper=superusers_only), "django_rq"))),
+    path("admin/queue/", include((queue_pages, "django_rq"))),
     path("admin/", admin.site.urls),
 ]
 

@@ -26,14 +26,14 @@ PEOPLE = ("anonymous", "stranger", "owner", "admin")
 # Name → what GET and POST answer to anonymous, stranger, owner, admin. 302: to sign-in and back, or on to somewhere.
 # All of Alice's; the admin reads every page, and may cancel, but has no other verb on others' things.
 ON = (302, 302, 302, 302)
-OPEN = (200, 200, 200, 200)
+DOOR = (200, 302, 302, 302)
 NO = (405, 405, 405, 405)
 NOT_FOR_GET = (302, 405, 405, 405)
 PAGE = (302, 200, 200, 200)
 THEIRS = (302, 404, 200, 200)
 TABLE: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "home": (ON, NOT_FOR_GET),
-    "login": (OPEN, OPEN),
+    "login": (DOOR, DOOR),
     "logout": (NOT_FOR_GET, ON),
     "language": (ON, ON),
     "theme": (NO, ON),
