@@ -11,8 +11,8 @@ from django.db import transaction
 
 from compute.models import Instance, Operation
 from compute.operations import submit
-from compute.refusals import Conflict, NotAllowed
-from compute.rules import why_not_start, why_not_stop
+from compute.refusals import Conflict
+from compute.rules import why_not_start, why_not_stop, why_not_yours
 from compute.states import InstanceStatus
 
 
@@ -21,8 +21,8 @@ def locked_instance(instance: Instance, by: Any) -> Instance:
     row = Instance.objects.select_for_update(no_key=True).filter(pk=instance.pk).first()
     if row is None:
         raise Conflict
-    if row.owner_id != by.pk:
-        raise NotAllowed("not-yours")
+    if refused := why_not_yours(row, by):
+        raise refused
     return row
 
 

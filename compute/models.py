@@ -362,6 +362,17 @@ class Operation(models.Model):
     def why(self) -> str:
         return say(self.reason)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Of copying, at the present rate; None when that is not known, as while the region does not answer."""
+        if self.status != OperationStatus.RUNNING or self.waiting_since or self.progress.get("phase") != "copy":
+            return None
+        parts, rate = self.progress["parts"].values(), self.progress["rate"]
+        # An engine that reports a total of 0 does not know it.
+        if not rate or not all(part and part[1] for part in parts):
+            return None
+        return float(sum(total - done for done, total in parts) / rate)
+
 
 class Litter(models.Model):
     """What an operation that was given up had named: the keeper discards it until the engine says it is gone."""

@@ -5,9 +5,11 @@ language. Each says what happened, what is still true, what to do. Other apps ad
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any, TypedDict
 
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 log = logging.getLogger(__name__)
@@ -21,9 +23,11 @@ class Reason(TypedDict):
 SENTENCES: dict[str, str | Promise] = {
     # Refusals.
     "moved-first": _("Something else changed it first. Look at it again, then repeat what you wanted."),
-    "not-yours": _("It belongs to someone else."),
+    "not-yours": _("It belongs to %(owner)s."),
+    "nobodys": _("It belongs to nobody yet: give it an owner in the administration."),
     "busy-image": _("%(instance)s is held while its image %(image)s is made."),
-    "busy": _("Another operation on %(instance)s is still going on."),
+    "busy-image-left": _("%(instance)s is held while its image %(image)s is made (about %(left)s left)."),
+    "busy": _("Another operation on %(instance)s is still going on: %(kind)s."),
     "no-power": _("Instances do not run in this region."),
     "running-already": _("%(instance)s is running already."),
     "stopped-already": _("%(instance)s is stopped already."),
@@ -86,13 +90,43 @@ SENTENCES: dict[str, str | Promise] = {
     "disk-shared": _("%(device)s is shared with another instance, so it cannot be captured."),
 }
 
+# What an operation of this kind does. Other apps add theirs by ``KINDS.update``.
+KINDS: dict[str, str | Promise] = {
+    "start": _("Start"),
+    "stop": _("Stop"),
+}
+
+
+def duration(seconds: float | timedelta) -> str:
+    """``2 min 8 s``; its two largest units."""
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return gettext("%(hours)d h %(minutes)d min") % {"hours": hours, "minutes": minutes_left}
+    if minutes:
+        return gettext("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": rest}
+    return gettext("%(seconds)d s") % {"seconds": rest}
+
+
+def _told(data: dict[str, Any]) -> dict[str, Any]:
+    """Data as a reader wants them: ``left`` is kept in seconds, ``kind`` as the word of an operation."""
+    told = dict(data)
+    if "left" in told:
+        told["left"] = duration(told["left"])
+    if "kind" in told:
+        told["kind"] = KINDS.get(told["kind"], told["kind"])
+    return told
+
 
 def say(reason: Reason | None) -> str:
     """The sentence of a reason, or "" for none. Never raises: a page must not fail over a message."""
     if not reason:
         return ""
     try:
-        return str(SENTENCES[reason["code"]]) % reason["data"]
+        return str(SENTENCES[reason["code"]]) % _told(reason["data"])
     except (KeyError, TypeError, ValueError):
         log.exception("no sentence for %r", reason)
         return str(_("It was not possible (%s).")) % reason["code"]

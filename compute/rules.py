@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from compute.models import Instance
-from compute.refusals import Busy, Refused
+from compute.refusals import Busy, NotAllowed, Refused
 from compute.regions import abilities_of
 from compute.states import InstanceStatus
+
+
+def why_not_yours(row: Any, by: Any) -> NotAllowed | None:
+    """Staff read everything, but a verb is for the owner of the thing (R22)."""
+    if row.owner_id == by.pk:
+        return None
+    return NotAllowed("not-yours", owner=row.owner.get_username()) if row.owner else NotAllowed("nobodys")
 
 
 def why_busy(instance: Instance) -> Refused | None:
@@ -13,9 +22,11 @@ def why_busy(instance: Instance) -> Refused | None:
     operation = instance.operation
     if operation is None:
         return None
-    if operation.image is not None:
-        return Busy("busy-image", instance=instance.name, image=operation.image.name)
-    return Busy("busy", instance=instance.name, kind=operation.kind)
+    if operation.image is None:
+        return Busy("busy", instance=instance.name, kind=operation.kind)
+    names = {"instance": instance.name, "image": operation.image.name}
+    left = operation.seconds_left
+    return Busy("busy-image", **names) if left is None else Busy("busy-image-left", **names, left=round(left))
 
 
 def why_not_start(instance: Instance) -> Refused | None:

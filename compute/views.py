@@ -11,7 +11,7 @@ from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefre
 from compute import actions, quotas
 from compute.forms import StopForm
 from compute.models import Instance, InstanceQuerySet
-from compute.rules import why_not_stop
+from compute.rules import why_not_stop, why_not_yours
 from compute.watch import Changes, Watch, changes, sights, wants_dialog
 
 
@@ -96,5 +96,6 @@ def stop(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         actions.stop(by=request.user, instance=row, force=form.cleaned_data["force"])
         return redirect("instance", region, pk)
-    context = {"instance": row, "form": form, "refused": why_not_stop(row)}
+    refused = why_not_yours(row, request.user) or why_not_stop(row)
+    context = {"instance": row, "form": form, "refused": refused}
     return render(request, "compute/stop.html#dialog" if wants_dialog(request) else "compute/stop.html", context)

@@ -10,7 +10,8 @@ from django.db import transaction
 from compute import operations, quotas
 from compute.actions import locked_instance
 from compute.models import Disk, Instance, Medium, Operation, Role, Snapshot, generated_name
-from compute.refusals import Conflict, NotAllowed, Refused
+from compute.refusals import Conflict, Refused
+from compute.rules import why_not_yours
 from compute.states import LIVE, OperationStatus, SnapshotStatus
 from images.models import DeviceMapping, Image
 from images.rules import needed, why_not_cancel, why_not_create_image, why_not_delete, why_not_include
@@ -105,8 +106,9 @@ def _locked(image: Image, by: Any, *, staff: bool = False) -> Image:
     row = Image.objects.select_for_update().filter(pk=image.pk).first()
     if row is None:
         raise Conflict
-    if row.owner_id != by.pk and not (staff and by.is_staff):
-        raise NotAllowed("not-yours")
+    refused = why_not_yours(row, by)
+    if refused and not (staff and by.is_staff):
+        raise refused
     return row
 
 

@@ -54,11 +54,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Progress:
-    """All disks together; ``rate`` in bytes per second."""
+    """All disks together; ``rate`` in bytes per second, ``left`` the time of copying still to come at that rate."""
 
     phase: Phase
     parts: tuple[Part, ...]
     rate: int | None
+    left: timedelta | None
     waiting_since: datetime | None
 
     @property
@@ -72,13 +73,6 @@ class Progress:
     @property
     def percent(self) -> int | None:
         return percent_of(self.done, self.total)
-
-    @property
-    def left(self) -> timedelta | None:
-        """Time of copying still to come at the present rate."""
-        if self.phase != Phase.COPY or not self.rate or self.done is None or self.total is None:
-            return None
-        return timedelta(seconds=(self.total - self.done) / self.rate)
 
 
 def add_up(numbers: Iterable[int | None]) -> int | None:
@@ -107,7 +101,9 @@ def progress_of(operation: Operation) -> Progress:
     for device in sorted(operation.choices.get("parts", {})):
         done, total = counts.get(device) or (None, None)
         parts.append(Part(device, done, total or None))
-    return Progress(phase, tuple(parts), said.get("rate") if counts else None, operation.waiting_since)
+    seconds = operation.seconds_left if phase == Phase.COPY else None
+    left = None if seconds is None else timedelta(seconds=seconds)
+    return Progress(phase, tuple(parts), said.get("rate") if counts else None, left, operation.waiting_since)
 
 
 # Before it begins ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,16 @@
-"""Sentences of images, added to those of ``compute.reasons``."""
+"""Sentences and words of images, added to those of ``compute.reasons``."""
 
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
-from compute.reasons import SENTENCES
+from compute.reasons import KINDS, SENTENCES
+
+KINDS.update(
+    {
+        "create_image": pgettext_lazy("operation", "Create image"),
+        "delete_image": pgettext_lazy("operation", "Delete image"),
+    }
+)
 
 SENTENCES.update(
     {
@@ -19,7 +27,7 @@ SENTENCES.update(
         "image-in-error": _("Not possible with an image in error."),
         "image-deleting": _("The image is being deleted."),
         "image-undoing": _("It is still being cleaned up."),
-        "later": _("Sharing it and creating instances from it come with a later version."),
+        "later": _("Sharing images and creating instances from them come with a later version."),
         "not-being-made": _("It is not being made any more: there is nothing to cancel."),
     }
 )

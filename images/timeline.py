@@ -11,9 +11,9 @@ from django.utils.translation import pgettext
 
 from compute.models import Operation
 from compute.states import OperationStatus
-from compute.templatetags.look import duration, size
+from compute.templatetags.look import duration
 from images.models import Image
-from images.progress import Phase, Progress, progress_of
+from images.progress import Progress, progress_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def frozen_note(image: Image) -> str:
 def _copy(image: Image, making: Operation, progress: Progress) -> Iterator[Moment]:
     sealing = began(making, "seal")
     if sealing:
-        stored = size(progress.total) if progress.phase == Phase.COPY and progress.total else ""
-        yield Moment("past", _("Copied"), sealing, stored)
+        yield Moment("past", _("Copied"), sealing)
     elif making.is_live and making.status != OperationStatus.UNDOING:
         percent = progress.percent
         text = _("Copying") if percent is None else _("Copying, %(percent)d%%") % {"percent": percent}

@@ -10,27 +10,21 @@ from typing import Any
 from django import template
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
-from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, pgettext
 from lucide.templatetags.lucide import lucide
 
+from compute import reasons
 from compute.models import Operation
 from compute.quotas import Use
-from compute.reasons import Reason, say
+from compute.reasons import KINDS, Reason, say
 from compute.states import Status
 
 register = template.Library()
 
 UNKNOWN = gettext_lazy("unknown")
-
-# What an operation of this kind does, told in a history. Other apps add theirs by ``KINDS.update``.
-KINDS: dict[str, str | Promise] = {
-    "start": gettext_lazy("Start"),
-    "stop": gettext_lazy("Stop"),
-}
 
 
 @register.simple_tag
@@ -107,18 +101,7 @@ def gigabytes(count: int) -> str:
 @register.filter
 def duration(seconds: float | timedelta | None) -> str:
     """``2 min 8 s``; its two largest units. "unknown" for None."""
-    if seconds is None:
-        return str(UNKNOWN)
-    if isinstance(seconds, timedelta):
-        seconds = seconds.total_seconds()
-    whole = max(0, round(seconds))
-    minutes, rest = divmod(whole, 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return _("%(hours)d h %(minutes)d min") % {"hours": hours, "minutes": minutes_left}
-    if minutes:
-        return _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": rest}
-    return _("%(seconds)d s") % {"seconds": rest}
+    return str(UNKNOWN) if seconds is None else reasons.duration(seconds)
 
 
 def _local(moment: datetime | None) -> datetime | None:

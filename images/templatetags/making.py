@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django import template
-from django.utils.translation import pgettext_lazy
 
 from compute.models import Instance, Operation
 from compute.refusals import Refused
-from compute.templatetags.look import KINDS
+from compute.rules import why_not_yours
 from images import rules
 from images.models import Image
 from images.progress import Progress, progress_of
 
 register = template.Library()
-
-KINDS.update(
-    {
-        "create_image": pgettext_lazy("operation", "Create image"),
-        "delete_image": pgettext_lazy("operation", "Delete image"),
-    }
-)
 
 
 @register.filter
@@ -28,13 +22,13 @@ def progress(operation: Operation) -> Progress:
 
 
 @register.filter
-def why_not_create_image(instance: Instance) -> Refused | None:
-    return rules.why_not_create_image(instance)
+def why_not_create_image(instance: Instance, by: Any) -> Refused | None:
+    return why_not_yours(instance, by) or rules.why_not_create_image(instance)
 
 
 @register.filter
-def why_not_delete(image: Image) -> Refused | None:
-    return rules.why_not_delete(image)
+def why_not_delete(image: Image, by: Any) -> Refused | None:
+    return why_not_yours(image, by) or rules.why_not_delete(image)
 
 
 @register.filter
@@ -43,6 +37,8 @@ def why_not_cancel(image: Image) -> Refused | None:
 
 
 @register.filter
-def why_not_use(image: Image) -> list[str]:
-    """Why neither instances nor shares can be made of it; one sentence when both have the same reason (R9)."""
-    return list(dict.fromkeys(str(why) for why in (rules.why_not_create_instance(image), rules.why_not_share(image))))
+def why_not_use(image: Image, by: Any) -> list[Refused]:
+    """Why neither instances nor shares can be made of it; one when both have the same reason (R9)."""
+    if refused := why_not_yours(image, by):
+        return [refused]
+    return list({why.code: why for why in (rules.why_not_create_instance(image), rules.why_not_share(image))}.values())
