@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 from django.contrib.auth.middleware import LoginRequiredMiddleware
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render, resolve_url
+from django.shortcuts import resolve_url
 from django.utils import timezone
 from django.utils.http import urlencode
+from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
 from compute.refusals import NotAllowed, Refused
+from console.views import told
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +73,16 @@ def readers_zone(get_response: Handler) -> Handler:
 
 
 class SignInRequired(LoginRequiredMiddleware):
-    """Everything needs a session unless it says otherwise. A poll without one sends its page to sign-in and back."""
+    """Everything needs a session unless it says otherwise.
+
+    A poll without one sends its page to sign-in and back; a dialog keeps what was typed and says where to sign in.
+    """
 
     def handle_no_permission(self, request: Any, view_func: Any) -> Any:
         if not request.htmx:
             return super().handle_no_permission(request, view_func)
+        if request.method == "POST":
+            return told(request, 403, _("You are signed out."), sign_in=True)
         page = urlsplit(request.htmx.current_url or "/")
         return HttpResponseClientRedirect(
             f"{resolve_url(self.get_login_url(view_func))}?{urlencode({'next': page.path})}"
@@ -96,4 +103,4 @@ class Refusals:
             return None
         status = 403 if isinstance(exception, NotAllowed) else 422
         log.info("request %s: %s %s refused: %s", request.id, request.method, request.path, exception.code)
-        return render(request, "error.html", {"status": status, "what": str(exception)}, status=status)
+        return told(request, status, str(exception))

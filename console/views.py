@@ -13,6 +13,8 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
+from compute.watch import wants_dialog
+
 log = logging.getLogger(__name__)
 
 THEMES = ("light", "dark")
@@ -47,6 +49,8 @@ def device_names(request: HttpRequest) -> HttpResponse:
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    if wants_dialog(request):
+        return _error(request, 404, _("It is not there any more, or not yours to see. Nothing was changed."))
     return _error(request, 404, _("There is nothing here, or it is not yours to see."))
 
 
@@ -55,6 +59,10 @@ def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 
 def forged(request: HttpRequest, reason: str = "") -> HttpResponse:
+    if wants_dialog(request):
+        # The notice brings a fresh token into the dialog's form.
+        what = _("This was open for too long, or you have signed in anew. Nothing is lost: press the button again.")
+        return _error(request, 403, what)
     return _error(request, 403, _("This page was open for too long, or cookies are off. Load it again and repeat."))
 
 
@@ -71,4 +79,14 @@ def _error(request: HttpRequest, status: int, what: str) -> HttpResponse:
     quote = getattr(request, "id", "")
     level = logging.ERROR if status >= 500 else logging.INFO
     log.log(level, "request %s: %s %s answered %s", quote, request.method, request.path, status)
-    return render(request, "error.html", {"status": status, "what": what}, status=status)
+    return told(request, status, what)
+
+
+def told(request: HttpRequest, status: int, what: str, **context: Any) -> HttpResponse:
+    """What went wrong and what to do: a page, or for htmx a notice that its dialog shows (see console.js)."""
+    context |= {"status": status, "what": what}
+    if not wants_dialog(request):
+        return render(request, "error.html", context, status=status)
+    response = render(request, "notice.html", context, status=status)
+    response["X-Notice"] = "1"
+    return response

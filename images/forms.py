@@ -26,8 +26,21 @@ def choosable(instance: Instance) -> list[Disk]:
 class CreateImageForm(forms.Form):
     """Name and description after R4, and the chosen data disks."""
 
-    name = forms.CharField(label=_("Name"), validators=[valid_name], max_length=None)
-    description = forms.CharField(label=_("Description"), required=False, validators=[valid_description])
+    name = forms.CharField(
+        validators=[valid_name],
+        error_messages={
+            "required": _("Give the image a name."),
+            "invalid": _("This name is too short or too long, or a character of it is not allowed."),
+        },
+    )
+    description = forms.CharField(
+        required=False,
+        validators=[valid_description],
+        error_messages={
+            "max_length": _("At most %(limit_value)s characters; these are %(show_value)s."),
+            "null_characters_not_allowed": _("A character of it cannot be kept."),
+        },
+    )
     disks = forms.MultipleChoiceField(required=False)
 
     def __init__(self, instance: Instance, *args: Any, again: Image | None = None, **kwargs: Any) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefresh
 
 from compute import quotas
 from compute.models import Instance, Medium, Resource, Snapshot, StoredFile
 from compute.refusals import NotAllowed, Refused
+from compute.rules import why_not_yours
 from compute.watch import Changes, Watch, changes, sights, wants_dialog
 from images import actions
 from images.forms import CancelForm, CreateImageForm, DeleteForm
@@ -45,16 +48,14 @@ def _gone_to(request: HttpRequest, url: str) -> HttpResponse:
 
 
 def _dialog(request: HttpRequest, template: str, context: dict[str, Any], refused: Refused | None) -> HttpResponse:
-    """A dialog for htmx, else a page of its own; 422 (or 403) when what was sent was refused."""
-    status = 200 if request.method == "GET" else 403 if isinstance(refused, NotAllowed) else 422
+    """A dialog for htmx, else a page of its own; 422 when what was sent was refused.
+
+    What is not theirs to do is not asked again: 403, told in the dialog or on a page.
+    """
+    if request.method == "POST" and isinstance(refused, NotAllowed):
+        raise refused
     name = f"{template}#dialog" if wants_dialog(request) else template
-    return render(request, name, context, status=status)
-
-
-def _only_owner(request: HttpRequest, row: Instance | Image) -> None:
-    """Staff read everything, but this verb is its owner's (R22)."""
-    if row.owner_id != request.user.pk:
-        raise NotAllowed("not-yours")
+    return render(request, name, context | {"refused": refused}, status=200 if request.method == "GET" else 422)
 
 
 # Making one ---------------------------------------------------------------------------------------------------------
@@ -70,17 +71,15 @@ def create(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     instance = _instance(request, region, pk)
     again = _images(request, region).filter(pk=request.GET.get("again"), instance=instance).first()
     form = CreateImageForm(instance, request.POST if request.method == "POST" else None, again=again)
-    refused = None if form.is_bound else why_not_create_image(instance)
-    if form.is_bound:
-        _only_owner(request, instance)
-    if form.is_bound and form.is_valid():
+    refused = why_not_yours(instance, request.user) or (None if form.is_bound else why_not_create_image(instance))
+    if form.is_bound and not refused and form.is_valid():
         wanted = form.cleaned_data
         try:
             image = actions.create_image(by=request.user, instance=instance, **wanted)
             return _gone_to(request, reverse("image", args=[region, image.pk]))
         except Refused as refusal:
             refused = refusal
-    context = {"instance": instance, "form": form, "refused": refused, **_takes(request, instance, form)}
+    context = {"instance": instance, "form": form, **_takes(request, instance, form)}
     return _dialog(request, "images/create.html", context, refused)
 
 
@@ -169,6 +168,7 @@ def image_poll(request: HttpRequest, region: str, pk: str) -> HttpResponse:
             get_object_or_404(rows)
         return change
     if change.gone:
+        messages.success(request, _("The image is deleted."))
         return HttpResponseClientRedirect(reverse("images", args=[region]))
     watch = Watch.over(request.path, sights(rows, "exclusive"))
     context = {"change": change, "watch": watch, **_whole(_image(request, region, pk))}
@@ -212,14 +212,14 @@ def cancel(request: HttpRequest, region: str, pk: str) -> HttpResponse:
             return _gone_to(request, reverse("image", args=[region, pk]))
         except Refused as refusal:
             refused = refusal
-    return _dialog(request, "images/cancel.html", {"image": row, "form": form, "refused": refused}, refused)
+    return _dialog(request, "images/cancel.html", {"image": row, "form": form}, refused)
 
 
 @require_http_methods(["GET", "POST"])
 def delete(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     row = _image(request, region, pk)
     form = DeleteForm(request.POST if request.method == "POST" else None)
-    refused = why_not_delete(row)
+    refused = why_not_yours(row, request.user) or why_not_delete(row)
     if form.is_bound and form.is_valid():
         try:
             actions.delete_image(by=request.user, image=row, snapshots=form.cleaned_data["snapshots"])
@@ -230,8 +230,9 @@ def delete(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     kept = own.filter(mappings__in=DeviceMapping.objects.exclude(image=row))
     going = own.exclude(pk__in=kept.values("pk"))
     uses = quotas.uses(row.owner, region)
-    context = {"image": row, "form": form, "refused": refused, "going": going, "kept": kept, "less": -len(going)}
-    context |= {"own_bytes": _stored(row.mappings.all()), "going_bytes": _stored(going)}
+    files = [mapping for mapping in row.mappings.all() if mapping.file is mapping and mapping.external_id]
+    context = {"image": row, "form": form, "going": going, "kept": kept, "less": -len(going)}
+    context |= {"files": files, "own_bytes": _stored(files), "going_bytes": _stored(going)}
     context |= {"images_use": uses[Resource.IMAGES], "snapshots_use": uses[Resource.SNAPSHOTS]}
     return _dialog(request, "images/delete.html", context, refused)
 
@@ -239,12 +240,10 @@ def delete(request: HttpRequest, region: str, pk: str) -> HttpResponse:
 @require_POST
 def share(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     row = _image(request, region, pk)
-    _only_owner(request, row)
-    raise why_not_share(row)
+    raise why_not_yours(row, request.user) or why_not_share(row)
 
 
 @require_POST
 def launch(request: HttpRequest, region: str, pk: str) -> HttpResponse:
     row = _image(request, region, pk)
-    _only_owner(request, row)
-    raise why_not_create_instance(row)
+    raise why_not_yours(row, request.user) or why_not_create_instance(row)

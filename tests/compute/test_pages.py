@@ -116,10 +116,89 @@ def test_R12_a_held_instance_says_by_what_and_how_far_it_is(browser, alice):
     assert "1 in progress" in html
 
 
+@pytest.fixture
+def held(alice) -> Instance:
+    """Held while its image is copied, with 192 seconds to go."""
+    instance = InstanceFactory(owner=alice)
+    image = ImageFactory(owner=alice, instance=instance, status="copying", name="nightly")
+    OperationFactory(
+        kind="create_image",
+        status="running",
+        instance=instance,
+        image=image,
+        exclusive=True,
+        progress={"phase": "copy", "parts": {"vda": [8, 200]}, "rate": 1},
+    )
+    return instance
+
+
+def test_R12_the_reason_names_the_image_and_its_time_left_in_the_readers_language(browser, held):
+    for address in (page("instances"), page("instance", held.pk)):
+        html = browser.get(address).content.decode()
+        assert "web-1 is held while its image nightly is made (about 3 min 12 s left)." in html
+    browser.cookies["django_language"] = "zh-hans"
+    assert "正在制作镜像 nightly（约剩 3 分 12 秒）" in browser.get(page("instances")).content.decode()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"progress": {}},
+        {"progress": {"phase": "copy", "parts": {"vda": None}, "rate": 1}},
+        {"progress": {"phase": "copy", "parts": {"vda": [1, 0]}, "rate": 1}},
+        {"progress": {"phase": "copy", "parts": {"vda": [1, 2]}, "rate": None}},
+        {"progress": {"phase": "check", "parts": {"vda": [1, 2]}, "rate": 1}},
+        {"status": "undoing"},
+        {"waiting_since": timezone.now()},
+    ],
+)
+def test_R12_a_time_left_that_nobody_knows_is_not_told(browser, held, facts):
+    Operation.objects.update(**facts)
+    html = browser.get(page("instance", held.pk)).content.decode()
+    assert "web-1 is held while its image nightly is made." in html
+
+
+def test_R12_the_time_left_in_the_reason_moves_with_the_poll(browser, held):
+    html = browser.get(page("instance", held.pk)).content.decode()
+    Operation.objects.update(progress={"phase": "copy", "parts": {"vda": [140, 200]}, "rate": 1})
+    assert "(about 1 min 0 s left)" in browser.get(watcher(html)).content.decode()
+
+
+def test_R12_another_operation_is_named(browser, alice):
+    instance = InstanceFactory(owner=alice, status="stopping")
+    OperationFactory(kind="stop", status="running", instance=instance)
+    html = browser.get(page("instances")).content.decode()
+    assert "Another operation on web-1 is still going on: Stop." in html
+
+
+def test_each_disabled_verb_has_its_reason_and_verbs_of_one_reason_share_it(browser, held):
+    html = browser.get(page("instance", held.pk)).content.decode()
+    assert "<b>Start, Stop:</b> Instances do not run in this region." in html
+    assert "<b>Create image:</b> web-1 is held" in html
+
+
+def test_R22_staff_see_verbs_on_others_things_disabled_with_whose_they_are(dana, bob):
+    theirs, nobodys = InstanceFactory(owner=bob), InstanceFactory(owner=None)
+    admin = signed_in(dana)
+    for row, why in ((theirs, "It belongs to bob."), (nobodys, "It belongs to nobody yet")):
+        html = admin.get(page("instance", row.pk)).content.decode()
+        assert f"<b>Start, Stop, Create image:</b> {why}" in html
+        for name in ("instance-stop", "image-create"):
+            assert why in admin.get(page(name, row.pk)).content.decode()
+            answer = admin.post(page(name, row.pk), {"name": "v2"})
+            assert (answer.status_code, why in answer.content.decode()) == (403, True)
+        assert admin.post(page("instance-start", row.pk)).status_code == 403
+    html = admin.get(page("instances")).content.decode()
+    assert html.count("<small>It belongs to bob.</small>") == 3
+    assert page("image-create", theirs.pk) not in html
+
+
 def test_R26_stop_is_confirmed_on_a_page_of_its_own_and_force_is_not_ticked(browser, alice):
     instance = InstanceFactory(owner=alice)
     html = browser.get(page("instance-stop", instance.pk)).content.decode()
     assert '<input type="checkbox" name="force">' in html
+    assert '<p class="unticked">The system is asked to shut down.' in html
+    assert '<p class="ticked">The power is cut at once' in html
     assert browser.post(page("instance-stop", instance.pk)).status_code == 422
 
 
@@ -175,6 +254,14 @@ def test_a_poll_costs_three_queries_swaps_cells_and_stops_when_settled(
     assert other.pk not in html
     assert "every 1s" not in html
     assert "<tr" not in html.replace("<table", "").split('id="made"')[0], "cells are swapped, never rows"
+
+
+def test_a_row_that_is_gone_is_announced(browser, alice):
+    instance = InstanceFactory(owner=alice, status="stopping", system=None)
+    InstanceFactory(owner=alice)
+    html = browser.get(page("instances")).content.decode()
+    instance.delete()
+    assert "1 instance is not listed any more." in browser.get(watcher(html)).content.decode()
 
 
 # Around every page --------------------------------------------------------------------------------------------------
@@ -251,6 +338,77 @@ def test_too_many_wrong_passwords_are_answered_by_a_page(client, alice, settings
     assert "Wait a quarter of an hour" in answer.content.decode()
 
 
+@pytest.mark.parametrize(
+    ("language", "typed", "told"),
+    [
+        ("en", {"username": "alice", "password": "no"}, "This user name and password do not belong together."),
+        ("en", {"username": "", "password": "no"}, "Enter your user name."),
+        ("en", {"username": "alice", "password": ""}, "Enter your password."),
+        ("zh-hans", {"username": "alice", "password": "no"}, "用户名或密码不正确，请注意区分大小写。"),
+        ("zh-hans", {"username": "", "password": ""}, "请输入用户名。"),
+    ],
+)
+def test_sign_in_says_what_is_wrong_in_our_own_words(client, alice, language, typed, told):
+    client.cookies["django_language"] = language
+    html = client.post(reverse("login"), typed).content.decode()
+    assert told in html
+    assert "This field is required" not in html
+
+
+def test_who_is_signed_in_is_led_on_from_the_door(browser):
+    assert browser.get(reverse("login"), follow=True).redirect_chain[-1][0] == page("instances")
+
+
+# Dialogs ------------------------------------------------------------------------------------------------------------
+
+HTMX = {"HX-Request": "true"}
+
+
+def test_what_a_dialog_cannot_do_is_a_notice_and_never_a_page_in_it(browser, dana, bob):
+    theirs = InstanceFactory(owner=bob)
+    answer = browser.post(page("image-create", theirs.pk), {"name": "v2"}, headers=HTMX)
+    html = answer.content.decode()
+    assert (answer.status_code, answer["X-Notice"]) == (404, "1")
+    assert "It is not there any more, or not yours to see." in html
+    assert "Load the page again" in html
+    assert "<html" not in html
+    answer = signed_in(dana).post(page("image-create", theirs.pk), {"name": "v2"}, headers=HTMX)
+    assert (answer.status_code, answer["X-Notice"]) == (403, "1")
+    assert "It belongs to bob." in answer.content.decode()
+
+
+def test_a_dialog_whose_token_is_stale_gets_a_fresh_one_and_goes_on(alice):
+    instance = InstanceFactory(owner=alice)
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(alice)
+    client.get(page("image-create", instance.pk))
+    answer = client.post(
+        page("image-create", instance.pk), {"name": "v2", "csrfmiddlewaretoken": "stale"}, headers=HTMX
+    )
+    assert answer.status_code == 403
+    assert "Nothing is lost: press the button again." in answer.content.decode()
+    fresh = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', answer.content.decode())[1]
+    typed = {"name": "v2", "csrfmiddlewaretoken": ["stale", fresh]}
+    assert client.post(page("image-create", instance.pk), typed, headers=HTMX)["HX-Redirect"]
+
+
+def test_a_dialog_whose_session_ended_keeps_what_was_typed(client, alice):
+    instance = InstanceFactory(owner=alice)
+    answer = client.post(page("image-create", instance.pk), {"name": "v2"}, headers=HTMX)
+    assert (answer.status_code, answer["X-Notice"]) == (403, "1")
+    assert "You are signed out." in answer.content.decode()
+    assert f'<a href="{reverse("login")}" target="_blank">' in answer.content.decode()
+
+
+def test_every_dialog_can_be_closed_in_its_head(browser, alice):
+    instance, image = InstanceFactory(owner=alice), ImageFactory(owner=alice)
+    for name, row in (("instance-stop", instance), ("image-create", instance), ("image-delete", image)):
+        head = browser.get(page(name, row.pk), headers=HTMX).content.decode().split("</header>")[0]
+        assert "data-close" in head
+        head = browser.get(page(name, row.pk)).content.decode().split('class="sheet"')[1].split("</header>")[0]
+        assert 'class="plain close" href="' in head
+
+
 # Administration -----------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +440,15 @@ def test_R20_staff_edit_quotas_and_read_the_rest_but_not_the_queue(alice):
     for model in ("image", "devicemapping"):
         assert erin.get(reverse(f"admin:images_{model}_changelist")).status_code == 200
         assert erin.get(reverse(f"admin:images_{model}_add")).status_code == 403
+
+
+def test_R20_superusers_see_the_pages_of_the_queue(dana):
+    admin, erin = signed_in(dana), signed_in(UserFactory(username="erin", is_staff=True))
+    for name in ("jobs", "queue_details", "finished_jobs", "failed_jobs", "scheduled_jobs", "started_jobs", "workers"):
+        assert admin.get(reverse(f"django_rq:{name}", args=[0])).status_code == 200
+    for name in ("home", "home_json"):
+        assert admin.get(reverse(f"django_rq:{name}")).status_code == 200
+        assert erin.get(reverse(f"django_rq:{name}")).status_code == 403
 
 
 def test_R20_rows_that_stand_for_things_are_not_deleted_and_an_instance_is_given_an_owner_with_its_disks(dana, bob):

@@ -113,9 +113,25 @@ def test_R4_a_bad_name_is_told_beside_its_field_and_what_was_typed_is_kept(brows
     assert not Image.objects.exists()
 
 
-def test_R4_a_long_description_is_told(browser, web):
-    answer = browser.post(page("image-create", web.pk), {"name": "v2", "description": "x" * 257})
+@pytest.mark.parametrize(
+    ("language", "typed", "told"),
+    [
+        ("en", {"name": ""}, "Give the image a name."),
+        ("en", {"name": "web 1"}, "This name is too short or too long, or a character of it is not allowed."),
+        ("en", {"name": "v2", "description": "x" * 257}, "At most 256 characters; these are 257."),
+        ("en", {"name": "v2", "description": "\0"}, "A character of it cannot be kept."),
+        ("zh-hans", {"name": ""}, "请输入镜像名称。"),
+        ("zh-hans", {"name": "web 1"}, "名称过短、过长，或包含不支持的字符。"),
+        ("zh-hans", {"name": "v2", "description": "x" * 257}, "不超过 256 个字符，当前为 257 个。"),
+    ],
+)
+def test_R4_what_is_wrong_is_told_in_our_own_words_and_the_hint_stays(browser, web, language, typed, told):
+    browser.cookies["django_language"] = language
+    answer = browser.post(page("image-create", web.pk), typed)
+    html = answer.content.decode()
     assert answer.status_code == 422
+    assert told in html
+    assert ("2–32 characters: " if language == "en" else "2–32 个字符，") in html
     assert not Image.objects.exists()
 
 
@@ -171,6 +187,9 @@ def test_an_expected_time_is_a_range_from_past_copies(browser, web, alice):
     html = browser.get(page("image-create", web.pk)).content.decode()
     # Three disks, a quarter of a GiB each.
     assert "8 s – 15 s" in html
+    Image.objects.update(available_at=instant + timedelta(seconds=20), instant=instant)
+    html = browser.get(page("image-create", web.pk)).content.decode()
+    assert '<dd class="value">15 s</dd>' in html
 
 
 def test_the_dialog_is_a_fragment_for_htmx_and_leads_on_by_header(browser, web):
@@ -220,7 +239,7 @@ def test_R11_progress_is_told_per_disk_and_what_is_unknown_is_said_to_be(browser
     operation = making(image, **copying(image, 3 * GIB // 4, GIB, rate=64 << 20))
     html = browser.get(page("image", image.pk)).content.decode()
     assert "75<small>%</small>" in html
-    assert "768 MB of 1 GB" in html
+    assert "768 MB of 1 GB examined" in html
     assert "64 MB/s" in html
     assert "4 s of copying, then checks" in html
     assert "<title>75% Copying · web-1-image" in html
@@ -228,6 +247,59 @@ def test_R11_progress_is_told_per_disk_and_what_is_unknown_is_said_to_be(browser
     html = browser.get(page("image", image.pk)).content.decode()
     assert "progress unknown" in html
     assert "time left unknown" in html
+
+
+def test_R11_promise_and_progress_have_one_word_for_capacity_that_is_gone_through(browser, web, alice):
+    image = ImageFactory(owner=alice, status="copying")
+    making(image, **copying(image, GIB // 2, GIB))
+    for language, promised, told in (
+        ("en", "3 GB are examined; empty blocks are skipped", "512 MB of 1 GB examined"),
+        ("zh-hans", "检查总容量 3 GB，跳过空白块", "已检查 512 MB / 1 GB"),
+    ):
+        browser.cookies["django_language"] = language
+        assert promised in browser.get(page("image-create", web.pk)).content.decode()
+        for address in (page("image", image.pk), page("images")):
+            assert told in browser.get(address).content.decode()
+
+
+def test_without_a_script_a_moving_page_offers_to_be_loaded_again(browser, alice):
+    image = ImageFactory(owner=alice, status="copying")
+    making(image, **copying(image, 1, 4))
+    for address in (page("image", image.pk), page("images")):
+        html = browser.get(address).content.decode()
+        assert (
+            '<span class="quiet by-itself">Updates by itself</span><noscript><a href="">Load again</a></noscript>'
+            in html
+        )
+    Operation.objects.update(status="done")
+    Image.objects.update(status="available")
+    assert "Load again" not in browser.get(page("images")).content.decode()
+
+
+def test_R22_staff_may_cancel_but_are_told_whose_image_it_is(alice, dana):
+    image, being_made = ImageFactory(owner=alice), ImageFactory(owner=alice, status="copying")
+    making(being_made)
+    admin = Client()
+    admin.force_login(dana)
+    for row in (image, being_made):
+        html = admin.get(page("image", row.pk)).content.decode()
+        assert "It belongs to alice." in html
+        assert '<button class="button" disabled>Delete…</button>' in html
+    assert page("image-cancel", being_made.pk) in html
+    assert page("image-delete", image.pk) not in admin.get(page("images")).content.decode()
+    assert "It belongs to alice." in admin.get(page("image-delete", image.pk)).content.decode()
+    for verb in ("image-delete", "image-share", "image-launch"):
+        answer = admin.post(page(verb, image.pk), {"snapshots": "on"})
+        assert (answer.status_code, "It belongs to alice." in answer.content.decode()) == (403, True)
+    assert admin.post(page("image-cancel", being_made.pk)).status_code == 302
+
+
+def test_what_a_later_version_brings_is_said_once_in_the_list(browser, alice):
+    ImageFactory(owner=alice)
+    ImageFactory(owner=alice)
+    later = "Sharing images and creating instances from them come with a later version."
+    assert browser.get(page("images")).content.decode().count(later) == 1
+    assert browser.get(page("image", Image.objects.first().pk)).content.decode().count(later) == 1
 
 
 def test_R24_a_region_that_does_not_answer_is_said_to_be_waited_for(browser, alice):
@@ -285,6 +357,10 @@ def test_R13_a_local_image_shows_itself_and_its_warning(browser, alice):
     html = browser.get(page("image", image.pk)).content.decode()
     assert "the image itself" in html
     assert "far less reliable" in html
+    assert "cannot be deleted while instances made from it exist" in html
+    assert "Converting it to a cloud-disk image is not offered yet." in html
+    cloud = browser.get(page("image", ImageFactory(owner=alice).pk)).content.decode()
+    assert "Converting" not in cloud
 
 
 def test_R18_delete_says_what_goes_and_what_stays(browser, web, alice):
@@ -300,6 +376,48 @@ def test_R18_delete_says_what_goes_and_what_stays(browser, web, alice):
     assert "shared: another image uses it" in html
     assert browser.post(page("image-delete", image.pk), {"snapshots": "on"}).status_code == 302
     assert set(Snapshot.objects.values_list("name", "status")) == {("own", "deleting"), ("shared", "available")}
+
+
+def test_R18_the_quota_after_is_told_with_the_snapshots_and_without_them(browser, web, alice):
+    image = ImageFactory(owner=alice, instance=web)
+    MappingFactory(image=image, snapshot=SnapshotFactory(owner=alice, name="own", stored_bytes=GIB))
+    SnapshotFactory(owner=alice, name="another")
+    html = browser.get(page("image-delete", image.pk)).content.decode()
+    ticked = re.search(r'<div class="ticked">(.*?)</div>', html, re.S)[1]
+    unticked = re.search(r'<div class="unticked">(.*?)</div>', html, re.S)[1]
+    assert "<b>2 → 1</b> of 15" in ticked
+    assert "<b>2 → 2</b> of 15" in unticked
+    stays = re.search(r'<li class="unticked">(.*?)</li>', html, re.S)[1]
+    assert "own: kept, and counts in the quota until it is deleted" in stays
+
+
+def test_R18_the_size_of_a_local_disk_image_is_that_of_its_own_file(browser, web, alice):
+    image = ImageFactory(owner=alice, instance=web, medium="local")
+    facts = {"external_id": "op/vda.qcow2", "stored_bytes": GIB // 2}
+    MappingFactory(image=image, medium="local", snapshot=None, **facts)
+    MappingFactory(image=image, device="vdb", snapshot=SnapshotFactory(owner=alice, stored_bytes=GIB))
+    html = browser.get(page("image-delete", image.pk)).content.decode()
+    assert "The image: 512 MB in the image store" in html
+    assert "1 snapshot (1 GB)" in html
+    failed = ImageFactory(owner=alice, medium="local", status="error")
+    MappingFactory(image=failed, medium="local", snapshot=None)
+    assert "in the image store" not in browser.get(page("image-delete", failed.pk)).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("power", "told"),
+    [
+        ("running", "web-1 was seen running on its own disks"),
+        ("stopped", "web-1 was seen stopped"),
+        ("gone", "web-1 was not there any more"),
+        ("paused", "web-1 was neither running nor stopped"),
+    ],
+)
+def test_R10_what_was_observed_is_told(browser, web, alice, power, told):
+    seen = {"power": power, "at": timezone.now().isoformat()}
+    reason = {"code": "store-full", "data": {}, "observed": seen}
+    image = ImageFactory(owner=alice, instance=web, status="error", reason=reason)
+    assert told in browser.get(page("image", image.pk)).content.decode()
 
 
 def test_names_are_escaped_everywhere(browser, alice):
@@ -351,6 +469,25 @@ def test_R11_a_poll_costs_three_queries_and_answers_204_until_something_changes(
     assert browser.get(watcher(html)).status_code == 204
 
 
+def test_R11_a_live_page_ends_with_all_that_a_reload_shows(browser, alice):
+    image = ImageFactory(owner=alice, status="copying")
+    snapshot = SnapshotFactory(owner=alice)
+    MappingFactory(image=image, snapshot=snapshot)
+    making(image, **copying(image, 1, 4))
+    html = browser.get(page("image", image.pk)).content.decode()
+    Operation.objects.update(status="done", ended_at=timezone.now())
+    Snapshot.objects.update(sha256="ab" * 32, stored_bytes=GIB)
+    Image.objects.update(status="available", available_at=timezone.now(), versions={"qemu": "7.2.19"})
+    live = browser.get(watcher(html)).content.decode()
+    whole = browser.get(page("image", image.pk)).content.decode()
+    for part in ("pill", "verbs", "error", "making", "mapping", "receipt", "steps", "facts", "history"):
+        assert f'id="{part}"' in live
+        assert f'id="{part}"' in whole
+    for text in ("ab" * 32, "<dt>qemu</dt><dd>7.2.19</dd>"):
+        assert text in whole
+        assert text in live
+
+
 def test_a_settled_page_that_is_looked_at_again_is_loaded_again_if_it_changed(browser, alice):
     image = ImageFactory(owner=alice)
     html = browser.get(page("images")).content.decode()
@@ -365,8 +502,11 @@ def test_a_row_that_is_gone_is_taken_off_the_list_and_its_page_leads_to_the_list
     alone = browser.get(page("image", image.pk)).content.decode()
     ImageFactory(owner=alice)
     Image.objects.filter(pk=image.pk).delete()
-    assert f'<div id="row-{image.pk}" hx-swap-oob="delete">' in browser.get(watcher(listed)).content.decode()
+    html = browser.get(watcher(listed)).content.decode()
+    assert f'<div id="row-{image.pk}" hx-swap-oob="delete">' in html
+    assert '<div hx-swap-oob="innerHTML:#announce">1 image is deleted.</div>' in html
     assert browser.get(watcher(alone))["HX-Redirect"] == page("images")
+    assert "data-say>The image is deleted.</p>" in browser.get(page("images")).content.decode()
 
 
 def test_a_poll_without_a_session_leads_its_page_to_sign_in_and_back(client, alice):
