@@ -112,11 +112,11 @@ def _doing(kind: str, one: Seen, seen: list[Seen]) -> Iterator[Cell]:
         yield _cell(kind, one, "worker and horse", "SIGKILL", "done", "die together")
         yield _cell(kind, one, "keeper", "SIGKILL", "done", "keeper dies")
         yield _cell(kind, one, "owner", "cancels", cancelled, "cancel")
-        ghost: dict[str, object] = {"foreign": True, "alarmed": False}
+        # The last thing that keeps a ghost from making a room for what has ended is its alarm.
+        ghost: dict[str, object] = {"foreign": True, "alarmed": _makes_room(one)}
         yield _cell(kind, one, "ghost", "revived after", "done", "stop", revive="after", **ghost)
         yield _cell(kind, one, "ghost", "revived early", "done", "stop", revive="early", **ghost)
-        # The last thing that keeps a ghost from making a room for what was undone is its alarm.
-        late = ghost | {"alarmed": _makes_room(one), "revive": "after", "cancelled_meanwhile": True}
+        late = ghost | {"revive": "after", "cancelled_meanwhile": True}
         yield _cell(kind, one, "ghost", "cancelled, revived after", cancelled, "stop", **late)
     if category == "after":
         yield _cell(kind, one, "step", "done twice", "done", "taken away")

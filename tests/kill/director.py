@@ -295,7 +295,7 @@ class Director:
         if (ghost := self._ghost()) is not None:
             before = world.everything()
             self._revive(ghost)
-            if not self.until(lambda: not _lives(ghost), 6.0):
+            if not self.until(lambda: not _lives(ghost), DEADLINE):
                 wrong.append("the ghost still lives")
             after = world.everything()
             wrong += [

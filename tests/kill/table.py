@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import platform
+import sqlite3
 import sys
 from collections import Counter
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+
+import django
 
 from tests.kill.ablations import NAMES
 from tests.kill.matrix import Matrix, Outcome
@@ -50,9 +55,33 @@ def main() -> int:
             for cell in cells:
                 say(COLUMNS.format("", cell.kind, cell.phase, cell.point, cell.victim, cell.fault, cell.end, ""))
             return 0
-        verdicts: Counter[bool] = Counter()
+        outcomes = []
         for outcome in matrix.play(cells):
             show(outcome)
-            verdicts[not outcome.result.wrong] += 1
-    say(f"{verdicts[True]} passed, {verdicts[False]} failed")
-    return 1 if verdicts[False] or not verdicts[True] else 0
+            outcomes.append(outcome)
+    summarize(outcomes)
+    failed = sum(bool(outcome.result.wrong) for outcome in outcomes)
+    say(f"{len(outcomes) - failed} passed, {failed} failed")
+    return 1 if failed or not outcomes else 0
+
+
+def summarize(outcomes: list[Outcome]) -> None:
+    """A line for each victim and fault: cells of each kind, how they ended, the slowest; and what they ran on."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.cell.victim, outcome.cell.fault), []).append(outcome)
+    kinds = list(dict.fromkeys(outcome.cell.kind for outcome in outcomes))
+    say(
+        f"\n{platform.system()} {platform.release()}, Python {platform.python_version()}, Django {django.get_version()}"
+    )
+    say(f"SQLite {sqlite3.sqlite_version}, {datetime.now(UTC):%Y-%m-%d}\n")
+    say("| victim | fault | " + " | ".join(kinds) + " | ends | failed | slowest |")
+    say("|---|---|" + "---|" * len(kinds) + "---|---|---|")
+    for (victim, fault), group in groups.items():
+        counts = Counter(outcome.cell.kind for outcome in group)
+        ends = ", ".join(sorted({outcome.cell.end for outcome in group}))
+        failed = sum(bool(outcome.result.wrong) for outcome in group)
+        slowest = max(outcome.result.seconds for outcome in group)
+        numbers = " | ".join(str(counts[kind] or "") for kind in kinds)
+        say(f"| {victim} | {fault} | {numbers} | {ends} | {failed} | {slowest:.0f} s |")
+    say("")
