@@ -65,6 +65,7 @@ def test_the_keeper_alone_finishes_it(making, env, folder):
 
 def test_a_killed_worker_is_followed_by_another(making, env, folder):
     """The copier outlives its worker; the next one finds it and finishes."""
+    env |= {"LIMIT_SILENCE": "600"}  # the dead are noticed at once; and nobody who is merely slow is killed
     with manage("perform", making.pk, env=env) as worker:
         wait_until(lambda: copying(making), what="a byte")
         copier = (folder.root / "store" / f"{making.pk}.creating" / "copy.lock").read_text()
