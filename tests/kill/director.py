@@ -105,6 +105,7 @@ class Director:
         if pid:
             return pid
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             # Nothing outlives its cell, not even what has been stopped.
             processes.child_setup(signal.SIGKILL)
             play()
@@ -348,6 +349,7 @@ def direct(cell: Cell, template: Path, root: Path, without: frozenset[str]) -> N
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     logging.disable(logging.NOTSET)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     processes.child_setup(signal.SIGKILL)
     try:
         result = Director(cell, World.copy(template, root), without).run()

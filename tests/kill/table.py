@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import signal
 import sqlite3
 import sys
 from collections import Counter
@@ -41,6 +42,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the directories of cells that fail")
     parser.add_argument("--list", action="store_true", help="only print the cells")
     chosen = parser.parse_args()
+    # What a cell has made goes also when somebody has seen enough.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with Matrix(frozenset(chosen.without), chosen.jobs, keep=chosen.keep) as matrix:
         cells = [
             cell
