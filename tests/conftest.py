@@ -81,6 +81,13 @@ def english() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _one_machine_at_a_time(request: pytest.FixtureRequest) -> None:
+    """Two workers that boot machines at once slow each other down beyond every deadline: the groups have to work."""
+    if request.node.get_closest_marker("qemu") and "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@qemu")
+
+
 @pytest.fixture
 def child_env(transactional_db: None) -> dict[str, str]:
     """The environment in which a child process (`manage.py …`) sees this test's database, queue and engine."""

@@ -66,3 +66,4 @@ def guest(booted: Guest) -> Iterator[Guest]:
     yield booted
     for path in booted.world.store.iterdir():
         booted.world.engine().discard(path.name.removesuffix(".creating"), None)
+    booted.rest()

@@ -302,10 +302,19 @@ class Guest:
         """Return once it runs, its agent answers and its counter moves."""
         engine = self.world.engine()
         until(lambda: self.world.facts(self.id).power != "changing")
+        if self.world.facts(self.id).power == "paused":
+            with self.world.connected() as conn:
+                conn.lookupByUUIDString(self.id).resume()
         engine.start(self.id)
         until(lambda: self.world.facts(self.id).agent, BOOT)
         assert engine.thaw(self.id)
         self.counts()
+
+    def rest(self) -> None:
+        """Let it stand still: counting, it would take a processor from the tests that follow."""
+        if self.world.facts(self.id).power == "running":
+            with self.world.connected() as conn:
+                conn.lookupByUUIDString(self.id).suspend()
 
     def counts(self) -> None:
         """Return once the counter has moved."""
