@@ -197,7 +197,7 @@ class World:
         present = {str(path.relative_to(store)) for path in store.rglob("*") if not path.is_dir()}
         empty = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_dir() and not any(path.iterdir())}
         yield from (f"no row explains {name}" for name in sorted((present | empty) - expected))
-        # A deletion that was given up has files behind it whose rows it could not take away: they can be asked for again.
+        # A deletion that was given up may have removed files whose rows are still there: it can be asked for again.
         halfway = {
             row.external_id.split("/")[0]
             for image in Image.objects.filter(status="error").exclude(available_at=None)
