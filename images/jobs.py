@@ -128,7 +128,9 @@ class CreateImage(Job):
         """R10: the files are gone, so the snapshots' rows go; the image says what was observed of the instance."""
         image = Image.objects.select_for_update().get(pk=operation.image_id)
         snapshots = list(Snapshot.objects.filter(mappings__image=image))
-        DeviceMapping.objects.filter(image=image).update(snapshot=None)
+        # A local system disk's file is the mapping's own, and it has gone as well.
+        nothing = {"external_id": "", "format": "", "stored_bytes": None, "sha256": ""}
+        DeviceMapping.objects.filter(image=image).update(snapshot=None, **nothing)
         Snapshot.objects.filter(pk__in=[snapshot.pk for snapshot in snapshots]).delete()
         if operation.instance:
             inventory.settle(operation.instance, seen)

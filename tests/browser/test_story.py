@@ -162,7 +162,7 @@ def test_an_image_of_a_running_machine_from_click_to_bits(pages, console, libvir
     before = set(stored(console))
 
     # The guest has booted once its agent answers: then the dialog promises what the receipt must show.
-    wait_until(lambda: "File systems frozen" in open_dialog(page, "web-1").inner_text(), seconds=90)
+    wait_until(lambda: "File systems frozen" in open_dialog(page, "web-1").inner_text(), seconds=180)
     seen: list[str] = []
     with Slowly(libvirtd, "stillframe-web-1", 400):
         submit(page, "web-1-v1")

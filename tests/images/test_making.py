@@ -13,6 +13,7 @@ from compute.models import Instance, Operation, Quota, Resource, Snapshot
 from compute.operations import perform
 from compute.refusals import Busy, NotAllowed, QuotaExceeded, Refused
 from images.actions import cancel, create_image, delete_image
+from images.jobs import Seal
 from images.models import Image
 from images.rules import uses
 from tests.factories import ImageFactory
@@ -163,6 +164,24 @@ def test_cancel_before_anyone_began(web, alice, folder):
     assert (image.status, operation.status) == ("error", "cancelled")
     assert image.reason["data"]["by"] == "alice"
     assert not Snapshot.objects.exists()
+    assert folder.store_files() == set()
+
+
+def test_cancelled_after_the_files_were_sealed_no_row_names_one(folder, alice, monkeypatch):
+    """R10: also not the mapping of a local system disk, whose file is its own."""
+    db = folder.instance("db-1", alice, vda="local", vdb="cloud")
+    image, operation = make(db, alice, "vdb")
+    seal = Seal.do
+
+    def cancelled_just_then(self, attempt):
+        seal(self, attempt)
+        cancel(by=alice, image=image, delete=False)
+
+    monkeypatch.setattr(Seal, "do", cancelled_just_then)
+    perform(operation.pk)
+    image.refresh_from_db()
+    assert image.status == "error"
+    assert [mapping.external_id for mapping in image.mappings.all()] == ["", ""]
     assert folder.store_files() == set()
 
 
