@@ -30,7 +30,8 @@ class Machine:
         for disk in disks:
             format = disk.suffix.lstrip(".")
             command += ["-drive", f"if=virtio,format={format},file={disk}"]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        with (place / "qemu.err").open("w") as errors:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=errors)
 
     def said(self) -> str:
         return self.console.read_text(errors="replace") if self.console.exists() else ""
@@ -92,6 +93,7 @@ class Machine:
         deadline = time.monotonic() + BOOT_SECONDS
         while not (answer := ask()):
             if time.monotonic() > deadline or self.process.poll() is not None:
-                raise TimeoutError(f"not in time, the console says:\n{self.said()}")
+                told = (self.place / "qemu.err").read_text()
+                raise TimeoutError(f"QEMU ({self.process.poll()}): {told}, the console:\n{self.said()}")
             time.sleep(0.05)
         return answer
