@@ -7,6 +7,7 @@ snapshots; ``web-1`` has a switch. ``old`` is an image of ``db-1``.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import time
@@ -65,8 +66,9 @@ class PoweredFolder(FolderEngine):
         place = self._instance(instance)
         if not (place / "instance.json").exists():
             raise EngineError("instance-gone")
-        (place / "power.new").write_text(json.dumps([power, time.time() + 0.6]))
-        (place / "power.new").rename(place / "power")
+        new = place / f"power.{os.getpid()}"
+        new.write_text(json.dumps([power, time.time() + 0.6]))
+        new.rename(place / "power")
 
 
 WatchedFolder, WatchedPowered = watched(FolderEngine), watched(PoweredFolder)
