@@ -140,7 +140,7 @@ def sha256(path: Path) -> str:
 def assert_it_boots(files: dict[str, Path], place: Path) -> None:
     """Two thin copies of the captured disks boot, mount each other, and hold what the machine held."""
     disks = []
-    for name, path in files.items():
+    for name, path in sorted(files.items()):
         thin = place / f"{name}.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", path, "-F", "qcow2", thin], check=True)
         disks.append(thin)

@@ -27,6 +27,7 @@ from console.libvirtd import PrivateLibvirtd
 T = TypeVar("T")
 
 MIB = 1 << 20
+SLOWED = 1.0  # seconds after which whoever is not slowed down has ended
 DEADLINE = 60  # seconds: for a busy machine, not the usual time
 BOOT = 240  # the same for a guest that boots under emulation while others do
 COUNTER_DIGITS = 15
@@ -239,7 +240,9 @@ class LibvirtWorld(World):
         helper.start()
         try:
             assert ready.wait(DEADLINE)
-            return self.engine().begin(key, instance, parts)
+            begun = self.engine().begin(key, instance, parts)
+            helper.join(SLOWED)
+            return begun
         finally:
             over.set()
             helper.join()
