@@ -22,6 +22,13 @@ from tests.world import Folder
 ELSEWHERE = ("qemu", "browser", "postgres")
 
 
+def _turn(item: pytest.Item) -> tuple[bool, int]:
+    """QEMU's first; of those the story, told in its order, since each part leaves its machines to the next."""
+    story = item.path.name == "test_story.py" and item.path.parent.name == "browser"
+    line = item.reportinfo()[1] or 0
+    return item.get_closest_marker("qemu") is None, line if story else 1 << 30
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Plain `pytest` runs anywhere: what needs QEMU, Chromium or PostgreSQL is left to `make test`, or to `-m`.
@@ -32,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("qemu"):
             item.add_marker(pytest.mark.xdist_group("qemu"))
     yield  # to xdist, which names the groups, and to the shuffling of pytest-randomly
-    items.sort(key=lambda item: item.get_closest_marker("qemu") is None)
+    items.sort(key=_turn)
     if os.environ.get("STILLFRAME_TEST_ALL") or config.option.markexpr:
         return
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in ELSEWHERE)]
