@@ -235,7 +235,9 @@ def helper(*command: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+        # One arena for all threads: qemu-img starts up to 64 of them on a busy machine, and the 64 MiB of addresses
+        # that each would reserve do not fit into the memory it may have.
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
     )
 
 

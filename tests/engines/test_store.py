@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from compute.engines.base import EngineError, Unreachable
-from compute.engines.store import CHUNK, Store
+from compute.engines.store import CHUNK, Store, helper
 from tests.engines.worlds import MIB, qemu_img, sealed_by
 
 CAPACITY = 1 * MIB
@@ -187,3 +189,19 @@ def test_an_image_whose_tables_are_damaged_is_not_published(tmp_path: Path) -> N
     path.write_bytes(whole[:tables] + struct.pack(">Q", 1 << 63 | 1 << 40) + whole[tables + 8 :])
     with pytest.raises(EngineError, match="damaged-image"):
         sealed_by(store.seal("k", {"vda": CAPACITY}))
+
+
+def test_a_helper_may_have_as_many_threads_as_qemu_starts_on_a_busy_machine() -> None:
+    threads = textwrap.dedent("""
+        import threading
+        meeting = threading.Barrier(65)
+        def work():
+            bytearray(4096)
+            meeting.wait(30)
+        for _ in range(64):
+            threading.Thread(target=work).start()
+        meeting.wait(30)
+        """)
+    process = helper(sys.executable, "-c", threads)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
