@@ -101,6 +101,14 @@ def test_agent_tells_name_and_system(guest: Machine) -> None:
 
 
 @pytest.mark.qemu
+def test_agent_that_dies_comes_back(guest: Machine) -> None:
+    before = guest.run("pidof qemu-ga")
+    guest.run(f"(usleep 300000; kill -9 {before.strip()}; echo agent killed >/dev/console) >/dev/null 2>&1 &")
+    guest.wait_said("agent killed")
+    assert guest.run("pidof qemu-ga") not in ("", before)
+
+
+@pytest.mark.qemu
 def test_freeze_holds_every_file_system_and_the_counter(guest: Machine) -> None:
     data = guest.place / "data.raw"
     assert guest.agent("guest-fsfreeze-freeze") == 2
