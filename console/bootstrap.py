@@ -128,7 +128,10 @@ def _hash(kind: str = "") -> str:
 
 
 def port() -> int:
-    return int(os.environ.get("PORT", "8000"))
+    chosen = os.environ.get("PORT") or "8000"
+    if not chosen.isdecimal() or not 0 < int(chosen) < 65536:
+        raise Refused(f"PORT is {chosen!r}: choose a number from 1 to 65535.")
+    return int(chosen)
 
 
 # Packages ------------------------------------------------------------------------------------------------------------
@@ -324,13 +327,13 @@ def prepare(place: Place, packages: tuple[str, ...], files: tuple[str, ...]) -> 
 
 def run() -> int:
     """The console with its demo, until Ctrl-C."""
-    place = Place("demo")
+    place, asked = Place("demo"), port()
     libvirt = engine() == "libvirt"
     packages = VENV_PACKAGES + (LIBVIRT_PACKAGES if libvirt else ())
     runner = prepare(place, packages, ("base.txt", "libvirt.txt") if libvirt else ("base.txt",))
     with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port())) == 0:
-            raise Refused(f"Port {port()} is in use by something else: choose another, as in `PORT=8001 make run`.")
+        if probe.connect_ex(("127.0.0.1", asked)) == 0:
+            raise Refused(f"Port {asked} is in use by something else: choose another, as in `PORT=8001 make run`.")
     print(f"Data: {place.data}   sockets: {place.sockets}" + (f"   account: {ACCOUNT}" if ROOT else ""), flush=True)
     return runner.run([f"{place.venv}/bin/python", "-m", "console.supervisor"], STILLFRAME_ENV="demo")
 

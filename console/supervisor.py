@@ -315,7 +315,7 @@ def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "console.settings")
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
     processes.adopt_orphans()
-    supervisor = Supervisor(port=int(os.environ.get("PORT", "8000")))
+    supervisor = Supervisor(port=int(os.environ.get("PORT") or "8000"))
     try:
         supervisor.up()
         while True:
