@@ -1,7 +1,7 @@
 """What must happen although nobody asked: one process that needs neither Redis nor workers.
 
 * The **judge** only reads: it finds holders that died or fell silent, and kills silent ones of this machine. A stopped
-  writer can block every other writer of SQLite; it cannot block the judge.
+  writer blocks every other writer of SQLite; it cannot block the judge, who kills it also when no row says who it is.
 * The **writer** takes operations away from those holders, and sees to it that what nobody holds is begun: it wakes the
   workers again and, when nobody comes, starts a child that does what a worker does.
 * Each **region** has two threads of its own: inventory and litter, and thaw. One that does not answer holds up nobody
@@ -27,7 +27,7 @@ from django.conf import settings
 from django.db import DatabaseError, connection
 from django.utils import timezone
 
-from compute import inventory, operations
+from compute import inventory, operations, writelock
 from compute.engines import processes
 from compute.engines.base import EngineError, Unreachable
 from compute.models import Instance, Litter, Operation, Region
@@ -55,10 +55,11 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Finds holders that are no more. Reads only."""
+    """Finds holders that are no more, of operations and of SQLite's write lock. Reads only."""
 
     def __init__(self) -> None:
         self.pulses: dict[str, tuple[int, int, float]] = {}
+        self.stopped_writer: tuple[str, float] | None = None  # and since when
 
     def round(self) -> list[Verdict]:
         now = time.monotonic()
@@ -79,7 +80,18 @@ class Judge:
                     processes.kill(holder)  # the verdict follows once it is dead
             elif silent:
                 verdicts.append(Verdict(pk, attempt, beats))
+        self._free_write_lock(now)
         return verdicts
+
+    def _free_write_lock(self, now: float) -> None:
+        writer = writelock.holder()
+        if writer is None or not processes.is_stopped(writer):
+            self.stopped_writer = None
+        elif self.stopped_writer is None or self.stopped_writer[0] != writer:
+            self.stopped_writer = (writer, now)
+        elif now - self.stopped_writer[1] > settings.LIMIT_SILENCE:
+            log.warning("%s was stopped while it wrote to the database and holds up everybody: killing it", writer)
+            processes.kill(writer)
 
 
 @dataclass

@@ -25,12 +25,12 @@ def is_local(name: str) -> bool:
 
 def is_alive(name: str) -> bool:
     """Is exactly that process still there, and not a zombie? Only for local names."""
-    pid, started = name.split("/")[2:]
-    try:
-        fields = _fields(int(pid))
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return fields[19] == started and fields[0] not in ("Z", "X")
+    return _state(name) not in ("", "Z", "X")
+
+
+def is_stopped(name: str) -> bool:
+    """Is exactly that process there, and stopped by a signal? Only for local names."""
+    return _state(name) == "T"
 
 
 def kill(name: str) -> None:
@@ -44,6 +44,16 @@ def kill(name: str) -> None:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
         finally:
             os.close(process)
+
+
+def _state(name: str) -> str:
+    """The letter of /proc for exactly that process; "" when it has gone."""
+    pid, started = name.split("/")[2:]
+    try:
+        fields = _fields(int(pid))
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return fields[0] if fields[19] == started else ""
 
 
 def _fields(pid: int) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
+from compute import writelock
+from compute.engines.processes import is_stopped, name_of
 from compute.models import Operation
 from compute.operations import claim, identity, take_away
 from compute.states import OperationStatus
@@ -90,6 +93,47 @@ def test_a_stopped_holder_is_killed_and_followed(making, env, folder):
             assert worker.wait(timeout=15) == -signal.SIGKILL
             wait_until(lambda: ended(making), what="the end")
     assert_whole(making, folder)
+
+
+def test_one_who_is_stopped_while_it_writes_is_killed_though_no_row_names_it(making, env, folder, child_env):
+    """Between a claim's UPDATE and its commit, say: it holds SQLite's write lock, and nothing tells whose it is."""
+    database = child_env["DATABASE_URL"].removeprefix("sqlite:///")
+    claiming = (
+        "import os, signal, sqlite3\n"
+        f"rows = sqlite3.connect({database!r}, isolation_level=None)\n"
+        "rows.execute('BEGIN IMMEDIATE')\n"
+        "rows.execute('UPDATE compute_operation SET attempt = 7')\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", claiming]) as stopped:
+        try:
+            wait_until(lambda: writelock.holder() == name_of(stopped.pid) and is_stopped(name_of(stopped.pid)))
+            with manage("keeper", env=env):
+                assert stopped.wait(timeout=15) == -signal.SIGKILL
+                wait_until(lambda: ended(making), what="the end")
+        finally:
+            stopped.kill()
+    assert making.attempt < 7
+    assert_whole(making, folder)
+    assert writelock.holder() is None
+
+
+def test_one_who_writes_for_long_is_let_alone(making, env, child_env):
+    database = child_env["DATABASE_URL"].removeprefix("sqlite:///")
+    migrating = (
+        "import sqlite3\n"
+        f"rows = sqlite3.connect({database!r}, isolation_level=None)\n"
+        "rows.execute('BEGIN IMMEDIATE')\n"
+        "input()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", migrating], stdin=subprocess.PIPE) as writing:
+        wait_until(lambda: writelock.holder() == name_of(writing.pid))
+        with manage("keeper", env=env | {"LIMIT_SILENCE": "0.2"}):
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() - began > 4, what="many rounds of the judge")
+            assert writing.poll() is None
+            writing.communicate(b"\n")
+            assert writing.returncode == 0
 
 
 def test_a_frozen_holder_dies_on_waking(making, env):

@@ -52,12 +52,17 @@ def _judge() -> None:
     keeper.Judge.round = writing  # type: ignore[method-assign]
 
 
+def _lock() -> None:
+    """In the keeper: nobody looks who holds SQLite's write lock."""
+    keeper.Judge._free_write_lock = lambda judge, now: None  # type: ignore[method-assign]
+
+
 def _undo() -> None:
     Room.undo = lambda step, attempt: True  # type: ignore[method-assign]
 
 
 IN_ALL: dict[str, Callable[[], None]] = {"fence": _fence, "alarm": _alarm, "room": _room, "undo": _undo}
-IN_KEEPER: dict[str, Callable[[], None]] = {"kill": _kill, "judge": _judge}
+IN_KEEPER: dict[str, Callable[[], None]] = {"kill": _kill, "judge": _judge, "lock": _lock}
 NAMES = (*IN_ALL, *IN_KEEPER)
 
 

@@ -47,6 +47,7 @@ WORTH = {
     "alarm": ("--kind", "create_image", "--phase", "room", "--victim", "ghost", "--fault", "cancelled*"),
     "room": ("--kind", "create_image", "--phase", "capture", "--fault", "cancelled*", "--point", "engine begin at*"),
     "judge": ("--kind", "start", "--fault", "SIGSTOP", "--victim", "horse", "--point", "sql UPDATE*wait_for*"),
+    "lock": ("--kind", "start", "--phase", "claim", "--fault", "SIGSTOP", "--point", "sql UPDATE*"),
     "undo": ("--kind", "create_image", "--victim", "owner", "--phase", "room"),
 }
 
