@@ -1,8 +1,9 @@
-"""A detached copier: ``python copier.py ROOM`` copies what ``ROOM/copy.json`` names, as a process of its own.
+"""A detached copier: ``python copier.py ROOM`` copies what its standard input orders, as a process of its own.
 
-It outlives whoever started it and is found again by its room: it holds a lock on ``copy.lock`` (with its pid inside)
-while it lives, tells how far it is in ``copy.progress``, and writes ``copy.result`` last. Only what it opened at its
-start is written to, so a room that was removed meanwhile stays removed. Standard library only.
+It outlives whoever started it and is found again by its room: it holds a lock on ``copy.lock`` while it lives, keeps
+the order with its instant in ``copy.json``, then its pid in the lock, tells how far it is in ``copy.progress``, and
+writes ``copy.result`` last. Of several that were started only the one with the lock writes anything, and only into the
+directory it opened at its start: a room that was removed meanwhile stays removed. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 CHUNK = 1 << 20
@@ -43,9 +45,9 @@ class Copier:
         if self.exists("copy.result"):
             return  # and has finished: what it copied may be published by now
         os.ftruncate(lock, 0)
+        order = json.load(sys.stdin) | {"instant": datetime.now(UTC).isoformat()}
+        self.write("copy.json", order)
         os.write(lock, str(os.getpid()).encode())
-        with os.fdopen(self.open("copy.json", os.O_RDONLY)) as file:
-            order = json.load(file)
         try:
             self.copy(order)
             result: dict[str, Any] = {"ok": True}

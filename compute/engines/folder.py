@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from compute.engines.base import (
     Unreachable,
     WorkState,
 )
-from compute.engines.store import Store
+from compute.engines.store import Store, told
 
 START_DEADLINE = 10  # seconds until a copier must hold its lock
 COPIER_FILES = ("copy.json", "copy.lock", "copy.progress", "copy.result")
@@ -109,19 +109,11 @@ class FolderEngine(Engine):
 
     def begin(self, key: str, instance: str, parts: tuple[Part, ...]) -> tuple[Handle, Captured]:
         room = self.store.room(key)
-        if not (room / "copy.result").exists() and not _holder(room):
-            # Either nobody began, or a copier died: whatever it wrote is of no use.
-            order = {
-                "instant": datetime.now(UTC).isoformat(),
-                "rate": self.rate,
-                "parts": {
-                    part.name: {"source": str(self._file(part.disk)), "target": f"{part.name}.raw"} for part in parts
-                },
-            }
-            (room / "copy.json.new").write_text(json.dumps(order))
-            (room / "copy.json.new").rename(room / "copy.json")
-            self._start_copier(room)
-        instant = datetime.fromisoformat(json.loads((room / "copy.json").read_bytes())["instant"])
+        with told():
+            if not (room / "copy.result").exists() and not _holder(room):
+                # Either nobody began, or a copier died: whatever it wrote is of no use.
+                self._start_copier(key, room, parts)
+            instant = datetime.fromisoformat(json.loads((room / "copy.json").read_bytes())["instant"])
         handle: Handle = {"key": key, "parts": [part.name for part in parts]}
         return handle, Captured(Consistency.OFFLINE, instant)
 
@@ -192,14 +184,17 @@ class FolderEngine(Engine):
             size, allocated, problem = stat.st_size, stat.st_blocks * 512, ""
         return DiskFacts(identity, about["device"], size, "raw", about["medium"], allocated, False, problem)
 
-    def _start_copier(self, room: Path) -> None:
-        """Start it so that it belongs to nobody, and return once it holds the room's lock."""
+    def _start_copier(self, key: str, room: Path, parts: tuple[Part, ...]) -> None:
+        """Start it so that it belongs to nobody, and return once one, this or another, holds the room's lock."""
+        targets = {part.name: {"source": str(self._file(part.disk)), "target": f"{part.name}.raw"} for part in parts}
+        order = json.dumps({"rate": self.rate, "parts": targets}).encode()
         limits = ("prlimit", f"--as={COPIER_MEMORY}", "--core=0")
         command = (*limits, "setsid", "--fork", sys.executable, "-I", copier.__file__, str(room))
         quiet = subprocess.DEVNULL
-        subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, check=True, timeout=START_DEADLINE)
+        subprocess.run(command, input=order, stdout=quiet, stderr=quiet, check=True, timeout=START_DEADLINE)
         deadline = time.monotonic() + START_DEADLINE
         while _holder(room) is None and not (room / "copy.result").exists():
+            self.store.room(key)  # gone, it is nothing to wait for
             if time.monotonic() > deadline:
                 raise EngineError("copier-did-not-start")
             time.sleep(0.01)
@@ -219,7 +214,7 @@ def _holder(room: Path) -> str | None:
     finally:
         os.close(lock)
     try:
-        # It takes the lock first and writes its pid next: between the two, the pid is none or an old one's.
+        # It takes the lock first and writes its pid later: between the two, the pid is none or an old one's.
         name = processes.name_of(int(pid))
         command = Path(f"/proc/{int(pid)}/cmdline").read_bytes().split(b"\0")
     except (ValueError, FileNotFoundError, ProcessLookupError):

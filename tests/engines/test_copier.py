@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from compute.engines import copier
+from compute.engines.base import EngineError, Part, WorkState
 from compute.engines.folder import FolderEngine
+from tests.processes import wait_until
 
 
 @pytest.fixture
@@ -22,47 +27,76 @@ def engine(tmp_path: Path) -> FolderEngine:
     return engine
 
 
-def order(engine: FolderEngine, source: Path) -> Path:
-    room = engine.store.room("op-1")
-    parts = {"vda": {"source": str(source), "target": "vda.raw"}}
-    (room / "copy.json").write_text(json.dumps({"instant": "", "rate": None, "parts": parts}))
-    return room
+@pytest.fixture
+def room(engine: FolderEngine) -> Path:
+    return engine.store.room("op-1")
 
 
-def run(room: Path) -> int:
-    return subprocess.run([sys.executable, "-I", copier.__file__, str(room)], check=False).returncode
+def run(room: Path, source: Path) -> int:
+    order = {"rate": None, "parts": {"vda": {"source": str(source), "target": "vda.raw"}}}
+    command = [sys.executable, "-I", copier.__file__, str(room)]
+    return subprocess.run(command, input=json.dumps(order), text=True, check=False).returncode
 
 
-def test_a_second_copier_never_writes_over_a_finished_copy(engine, tmp_path):
+def test_a_second_copier_never_writes_over_a_finished_copy(room, tmp_path):
     """It would reach what is published by now: its files are renamed, not closed."""
     source = tmp_path / "disk"
     source.write_bytes(b"as of the click")
-    room = order(engine, source)
-    assert run(room) == 0
+    assert run(room, source) == 0
     source.write_bytes(b"written since..")
-    assert run(room) == 0
+    assert run(room, source) == 0
     assert (room / "vda.raw").read_bytes() == b"as of the click"
 
 
-def test_only_one_copies_at_a_time(engine, tmp_path):
+def test_only_one_copies_at_a_time(room, tmp_path):
     source = tmp_path / "disk"
     source.write_bytes(b"x")
-    room = order(engine, source)
     with (room / "copy.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert run(room) == 0
-    assert not (room / "copy.result").exists()
+        assert run(room, source) == 0
+    assert {path.name for path in room.iterdir()} == {"copy.lock"}
 
 
-def test_a_source_that_is_a_link_is_not_followed(engine, tmp_path):
+def test_a_source_that_is_a_link_is_not_followed(room, tmp_path):
     """R25."""
     secret = tmp_path / "secret"
     secret.write_bytes(b"of the host")
     (tmp_path / "disk").symlink_to(secret)
-    room = order(engine, tmp_path / "disk")
-    run(room)
+    run(room, tmp_path / "disk")
     assert json.loads((room / "copy.result").read_text())["code"] == "copy-failed"
     assert (room / "vda.raw").read_bytes() == b""
+
+
+def test_one_who_begins_late_finds_the_copy_that_is_under_way_and_its_instant(engine, room, tmp_path):
+    """However many began at once, as a ghost beside its successor does: one copies, and all know the same instant."""
+    place = tmp_path / "instances" / "web-1"
+    place.mkdir()
+    (place / "vda.raw").write_bytes(bytes(1 << 20))
+    parts = (Part("web-1/vda.raw", "vda"),)
+    with ThreadPoolExecutor(8) as pool:
+        begun = list(pool.map(lambda _: engine.begin("op-1", "web-1", parts), range(8)))
+    assert len({captured.instant for _, captured in begun}) == 1
+    wait_until(lambda: engine.look(begun[0][0]).state is WorkState.DONE)
+    assert engine.begin("op-1", "web-1", parts) == begun[0]
+
+
+def test_one_who_begins_in_a_room_that_is_taken_away_does_not_wait(engine, room, tmp_path):
+    with (room / "copy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # so that no copier comes to work
+        with ThreadPoolExecutor(1) as pool:
+            beginning = pool.submit(engine.begin, "op-1", "web-1", ())
+            wait_until(lambda: any(str(room) in " ".join(words) for words in command_lines()), what="its copier")
+            shutil.rmtree(room)
+            with pytest.raises(EngineError, match="no-room"):
+                beginning.result(timeout=5)
+
+
+def command_lines() -> list[list[str]]:
+    lines = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            lines.append(place.read_text().split("\0"))
+    return lines
 
 
 def test_discarding_kills_nobody_but_the_copier(engine):
