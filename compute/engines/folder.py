@@ -121,13 +121,15 @@ class FolderEngine(Engine):
         room = self._room(handle["key"])
         if room is None:
             return Look(WorkState.LOST)
-        alive = _holder(room) is not None  # asked before the result is read: it is written before the lock is let go
+        holder = _holder(room)  # asked before the result is read: it is written before the lock is let go
+        if holder is not None and processes.is_stopped(holder):
+            processes.go_on(holder)  # it is ours, and nobody else would
         parts: dict[str, tuple[int, int] | None] = dict.fromkeys(handle["parts"])
         if (progress := _read(room / "copy.progress")) is not None:
             parts |= {name: (done, total) for name, (done, total) in progress.items()}
         result = _read(room / "copy.result")
         if result is None:
-            return Look(WorkState.RUNNING if alive else WorkState.LOST, parts)
+            return Look(WorkState.RUNNING if holder else WorkState.LOST, parts)
         if "code" in result:
             return Look(WorkState.FAILED, parts, EngineError(result["code"], **result["data"]))
         return Look(WorkState.DONE, parts)

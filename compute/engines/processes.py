@@ -1,4 +1,4 @@
-"""Naming a process so that another one can tell whether exactly that one still lives, and end it.
+"""Naming a process so that another one can tell whether exactly that one still lives, and signal it.
 
 A name is ``boot/pid namespace/pid/start time``: a pid alone is used again by the next process.
 """
@@ -35,13 +35,22 @@ def is_stopped(name: str) -> bool:
 
 def kill(name: str) -> None:
     """SIGKILL exactly that process, if it is local and alive."""
+    _send(name, signal.SIGKILL)
+
+
+def go_on(name: str) -> None:
+    """SIGCONT exactly that process, if it is local and alive."""
+    _send(name, signal.SIGCONT)
+
+
+def _send(name: str, number: signal.Signals) -> None:
     if not is_local(name):
         return
     with suppress(ProcessLookupError):
         process = os.pidfd_open(int(name.split("/")[2]))
         try:
             if is_alive(name):  # the descriptor now names the process that was looked at, or it is gone
-                signal.pidfd_send_signal(process, signal.SIGKILL)
+                signal.pidfd_send_signal(process, number)
         finally:
             os.close(process)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import pytest
 from compute.engines import copier
 from compute.engines.base import EngineError, Part, WorkState
 from compute.engines.folder import FolderEngine
+from compute.engines.processes import is_stopped, name_of
 from tests.processes import wait_until
 
 
@@ -110,3 +113,18 @@ def test_discarding_kills_nobody_but_the_copier(engine):
     assert innocent.poll() is None
     innocent.kill()
     innocent.wait()
+
+
+def test_a_copier_that_was_stopped_goes_on(tmp_path):
+    FolderEngine.create(tmp_path)
+    engine = FolderEngine("plain", {"ROOT": tmp_path, "RATE": 4 << 20})
+    place = tmp_path / "instances" / "web-1"
+    place.mkdir()
+    (place / "vda.raw").write_bytes(os.urandom(2 << 20))
+    engine.make_room("op-1")
+    handle, _ = engine.begin("op-1", "web-1", (Part("web-1/vda.raw", "vda"),))
+    copier_pid = int((engine.store.room("op-1") / "copy.lock").read_text())
+    os.kill(copier_pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(name_of(copier_pid)))
+    wait_until(lambda: engine.look(handle).state is WorkState.DONE)
+    assert (engine.store.room("op-1") / "vda.raw").read_bytes() == (place / "vda.raw").read_bytes()

@@ -130,7 +130,7 @@ def _doing(kind: str, one: Seen, seen: list[Seen]) -> Iterator[Cell]:
     if _copying(one, seen):
         yield _cell(kind, one, "copier", "SIGKILL", "done", "copier dies")
         yield _cell(kind, one, "copier and horse", "SIGKILL", "done", "copier and horse die")
-        yield _cell(kind, one, "copier", "SIGSTOP for good", "failed", "copier stops")
+        yield _cell(kind, one, "copier", "SIGSTOP", "done", "copier stops")
         if one.point.nth == 1 and where and "look" in one.point.what:
             yield _cell(kind, one, "copier", "SIGKILL always", "failed", "copier dies", **poison)
 
