@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from django.db import IntegrityError, transaction
 
 from compute import operations, wakeup
-from compute.engines.base import EngineError, Unreachable
+from compute.engines.base import EngineError, Look, Unreachable, WorkState
 from compute.models import Litter, Operation, Region
 from compute.operations import Attempt, Cancelled, Job, Lost, Step, claim, perform, take_away
 from compute.regions import _engine
@@ -221,6 +223,27 @@ def test_while_the_region_does_not_answer_it_waits_without_a_strike(job, operati
     perform(operation.pk)
     assert ended(operation) == ("done", "")
     assert operation.waiting_since is None
+
+
+def test_work_that_stands_still_is_given_up(job, operation, settings):
+    """As long as it moves it may take any time; then one limit of standing still."""
+    settings.LIMIT_STALL = 0.3
+    seen = []
+
+    def watches(attempt):
+        watch = operations.Watch()
+        while True:
+            moved = min(len(seen), 20)
+            seen.append(moved)
+            watch.see(attempt, Look(WorkState.RUNNING, {"vda": (moved, 100), "vdb": None}))
+            time.sleep(0.05)
+
+    job.second.does = watches
+    perform(operation.pk)
+    operation.refresh_from_db()
+    assert (operation.status, operation.reason["code"]) == ("failed", "stalled")
+    assert operation.progress["parts"] == {"vda": [20, 100], "vdb": None}
+    assert job.ends == ["failing", "settle"]
 
 
 def test_rows_that_cannot_be_written_do_not_keep_poison_alive(job, operation, monkeypatch):
