@@ -213,6 +213,11 @@ class Disk(Stateful):
     def path(self) -> str:
         return f"/dev/{self.device}"
 
+    @property
+    def most_to_copy(self) -> int:
+        """Bytes that a copy may take: those in use, or its capacity where the region does not say."""
+        return self.size_bytes if self.allocated_bytes is None else self.allocated_bytes
+
 
 class StoredFile(models.Model):
     """One file of a region's image store; empty until it is sealed."""
@@ -321,7 +326,8 @@ class Operation(models.Model):
 
     # Record. ``subject`` is the name of what it was about, kept when that is gone.
     subject = models.CharField(max_length=255)
-    choices = models.JSONField(default=dict)  # what was asked for, as the job needs it
+    # What was asked for, as the job needs it; of what it will write {"parts": {name: {"size": …, "bytes": …}}}.
+    choices = models.JSONField(default=dict)
     work = models.JSONField(default=dict)  # step → {"began": time, "handle": …}
     progress = models.JSONField(default=dict)  # {"parts": {name: [done, total] | None}, "rate": bytes/s | None}
     reason = models.JSONField(null=True)
@@ -361,6 +367,21 @@ class Operation(models.Model):
     @property
     def why(self) -> str:
         return say(self.reason)
+
+    @property
+    def still_to_write(self) -> int:
+        """Bytes of the image store that it may take yet: never too few, since progress counts holes as well.
+
+        Of a part with 8 bytes in a capacity of 10, after 5: 5, for the 2 of the hole may all have come first.
+        """
+        if not self.is_live or self.status == OperationStatus.UNDOING or self.progress.get("phase", "copy") != "copy":
+            return 0
+        seen = self.progress.get("parts", {})
+        left = 0
+        for name, part in self.choices.get("parts", {}).items():
+            done = (seen.get(name) or (0, 0))[0]
+            left += max(0, min(part.get("bytes", part["size"]), part["size"] - done))
+        return left
 
     @property
     def seconds_left(self) -> float | None:

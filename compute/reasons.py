@@ -8,6 +8,7 @@ import logging
 from datetime import timedelta
 from typing import Any, TypedDict
 
+from django.utils.formats import number_format
 from django.utils.functional import Promise
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -58,6 +59,11 @@ SENTENCES: dict[str, str | Promise] = {
     ),
     # What an engine says.
     "no-room": _("The place for its files was taken away while it was made."),
+    "store-short": _(
+        "It does not fit into the image store, so nothing was copied: it takes up to %(needed_bytes)s, and of the "
+        "%(free_bytes)s that are free others still have to write %(others_bytes)s and %(reserve_bytes)s stay in "
+        "reserve. Choose fewer disks or delete images, then try again."
+    ),
     "store-full": _("The image store is full. Delete images or snapshots, then try again."),
     "store-failed": _("The image store failed (%(errno)s)."),
     "copy-failed": _("Reading or writing a disk failed (%(errno)s)."),
@@ -111,9 +117,22 @@ def duration(seconds: float | timedelta) -> str:
     return gettext("%(seconds)d s") % {"seconds": rest}
 
 
+def size(count: float) -> str:
+    """Bytes in powers of 1024, as consoles name them: ``40 GB``, ``24.6 GB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1024 or unit == "TB":
+            break
+        value /= 1024
+    digits = 0 if unit == "B" or value >= 100 or value == int(value) else 1
+    return f"{number_format(round(value, digits), digits)} {unit}"
+
+
 def _told(data: dict[str, Any]) -> dict[str, Any]:
-    """Data as a reader wants them: ``left`` is kept in seconds, ``kind`` as the word of an operation."""
-    told = dict(data)
+    """Data as a reader wants them: ``left`` is kept in seconds, ``…_bytes`` in bytes, ``kind`` as an operation's."""
+    told: dict[str, Any] = {}
+    for name, value in data.items():
+        told[name] = size(value) if name.endswith("_bytes") else value
     if "left" in told:
         told["left"] = duration(told["left"])
     if "kind" in told:

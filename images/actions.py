@@ -14,7 +14,14 @@ from compute.refusals import Conflict, Refused
 from compute.rules import why_not_yours
 from compute.states import LIVE, OperationStatus, SnapshotStatus
 from images.models import DeviceMapping, Image
-from images.rules import needed, why_not_cancel, why_not_create_image, why_not_delete, why_not_include
+from images.rules import (
+    needed,
+    why_not_cancel,
+    why_not_create_image,
+    why_not_delete,
+    why_not_fit,
+    why_not_include,
+)
 from images.states import ImageStatus
 
 
@@ -30,6 +37,8 @@ def create_image(*, by: Any, instance: Instance, name: str, description: str, di
     if refused := why_not_create_image(row):
         raise refused
     chosen, left_out = _choose(row, set(disks))
+    if refused := why_not_fit(row.region, chosen):
+        raise refused
     system = chosen[0]
     image = Image.objects.create(
         region_id=row.region_id,
@@ -73,7 +82,10 @@ def create_image(*, by: Any, instance: Instance, name: str, description: str, di
         exclusive=True,
         subject=name,
         choices={
-            "parts": {disk.device: {"disk": disk.external_id, "size": disk.size_bytes} for disk in chosen},
+            "parts": {
+                disk.device: {"disk": disk.external_id, "size": disk.size_bytes, "bytes": disk.most_to_copy}
+                for disk in chosen
+            },
             "disks": sorted(disks),
         },
     )

@@ -10,17 +10,25 @@ from compute import inventory
 from compute.engines.base import Handle, Look, Part, Sealed, WorkState
 from compute.models import Instance, Operation, Snapshot
 from compute.operations import Attempt, Job, Long, Step, Watch, wait_for
+from compute.space import why_not_fit
 from compute.states import InstanceStatus, SnapshotStatus
 from images.models import DeviceMapping, Image
 from images.states import ImageStatus
 
 
 class Room(Step):
-    """The place in which everything of the operation will lie. Its undo removes the place and all that is in it."""
+    """The place in which everything of the operation will lie. Its undo removes the place and all that is in it.
+
+    What cannot fit into the store is refused here, before the guest is asked for anything.
+    """
 
     name = "room"
 
     def do(self, attempt: Attempt) -> None:
+        operation = attempt.operation
+        space = attempt.engine.space() or (None, None)
+        if refused := why_not_fit(operation.region_id, operation.still_to_write, space, operation=operation):
+            raise refused
         attempt.engine.make_room(attempt.operation.pk)
 
     def undo(self, attempt: Attempt) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from compute import quotas
-from compute.models import Disk, Instance, Medium, Resource
+from compute import quotas, space
+from compute.models import Disk, Instance, Medium, Region, Resource
 from compute.quotas import Use
 from compute.refusals import Refused
 from compute.regions import abilities_of
@@ -42,6 +42,12 @@ def why_not_include(disk: Disk) -> Refused | None:
     if disk.problem:
         return Refused(disk.problem, device=disk.path)
     return None
+
+
+def why_not_fit(region: Region, disks: Collection[Disk]) -> Refused | None:
+    """Why copies of these disks would not fit into the image store, as it was last seen."""
+    most = sum(disk.most_to_copy for disk in disks)
+    return space.why_not_fit(region.pk, most, (region.free_bytes, region.total_bytes))
 
 
 def why_not_use(image: Image) -> Refused | None:

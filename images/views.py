@@ -28,6 +28,7 @@ from images.rules import (
     why_not_create_image,
     why_not_create_instance,
     why_not_delete,
+    why_not_fit,
     why_not_include,
     why_not_share,
 )
@@ -63,7 +64,7 @@ def _dialog(request: HttpRequest, template: str, context: dict[str, Any], refuse
 
 def _instance(request: HttpRequest, region: str, pk: str) -> Instance:
     rows = Instance.objects.visible_to(request.user).in_region(region)
-    return get_object_or_404(rows.listed().select_related("owner"), pk=pk)
+    return get_object_or_404(rows.listed().select_related("owner", "region"), pk=pk)
 
 
 @require_http_methods(["GET", "POST"])
@@ -101,6 +102,7 @@ def _takes(request: HttpRequest, instance: Instance, form: CreateImageForm) -> d
         "included": included,
         "capacity": sum(disk.size_bytes for disk in included),
         "to_copy": count,
+        "short": why_not_fit(instance.region, included),
         "expected": expected(instance.region_id, count),
         "promise": promised(instance, len(included)),
         "taken": [(uses[resource], number) for resource, number in more.items()],

@@ -171,6 +171,10 @@ class Engine(ABC):
         """Everything that is there now. Stand-ins and other helpers of the engine's own are left out."""
 
     @abstractmethod
+    def space(self) -> tuple[int, int] | None:
+        """Free and total bytes of the image store now; None where the region does not say."""
+
+    @abstractmethod
     def observe(self, instance: str) -> InstanceFacts | None:
         """One instance now; ``None`` when the engine answers that it is not there."""
 

@@ -83,6 +83,9 @@ class FolderEngine(Engine):
         free, total = self.store.space()
         return Inventory(tuple(facts for place in places if (facts := self.observe(place.name))), free, total)
 
+    def space(self) -> tuple[int, int] | None:
+        return self.store.space()
+
     def observe(self, instance: str) -> InstanceFacts | None:
         self._present()
         place = self._instance(instance)

@@ -74,16 +74,8 @@ def kind(operation: Operation) -> str:
 
 @register.filter
 def size(count: int | float | None) -> str:
-    """Bytes in powers of 1024, as consoles name them: ``40 GB``, ``24.6 GB``; "unknown" for None."""
-    if count is None:
-        return str(UNKNOWN)
-    value, unit = float(count), "B"
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if value < 1024 or unit == "TB":
-            break
-        value /= 1024
-    digits = 0 if unit == "B" or value >= 100 or value == int(value) else 1
-    return f"{number_format(round(value, digits), digits)} {unit}"
+    """``24.6 GB``; "unknown" for None."""
+    return str(UNKNOWN) if count is None else reasons.size(count)
 
 
 @register.filter

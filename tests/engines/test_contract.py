@@ -38,6 +38,10 @@ def test_free_space_and_versions_are_told(world: World) -> None:
     assert inventory.free is not None
     assert inventory.total is not None
     assert 0 < inventory.free < inventory.total
+    free, total = world.engine().space() or (None, None)
+    assert total == inventory.total
+    assert free is not None
+    assert 0 < free < total
     assert world.engine().versions()
 
 

@@ -76,6 +76,9 @@ class LibvirtEngine(Engine):
         free, total = self._store.space()
         return Inventory(instances, free, total)
 
+    def space(self) -> tuple[int, int] | None:
+        return self._store.space()
+
     def observe(self, instance: str) -> InstanceFacts | None:
         def ask(conn: Any) -> InstanceFacts | None:
             try:
