@@ -152,14 +152,21 @@ class Supervisor:
             raise Stop
 
     def reap(self) -> None:
-        """Take note of all that ended: children, and what they left behind, which has become ours."""
+        """Take note of all that ended: children, and what they left behind, which has become ours.
+
+        Who was stopped goes on: a keeper that stands still watches nobody, and Ctrl-C is the way to stop us.
+        """
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 return
             if not pid:
                 return
+            if os.WIFSTOPPED(status):
+                print(f"Process {pid} was stopped: it goes on.", flush=True)
+                os.kill(pid, signal.SIGCONT)
+                continue
             for name, child in self.children.items():
                 if child.pid == pid:
                     child.ended(os.waitstatus_to_exitcode(status))

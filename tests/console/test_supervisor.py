@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
+from compute.engines.processes import is_stopped, name_of
 from console import processes
 from tests.processes import wait_until
 
@@ -99,6 +100,12 @@ def test_from_start_to_start(console):
         for role in ("rqworker short", "manage.py keeper", "valkey-server", "gunicorn"):
             assert console.replaced(role)
         wait_until(lambda: answers(console), what="the page")
+
+        # And one that is stopped goes on: a keeper that stands still would watch nobody.
+        (keeper,) = console.called("manage.py keeper")
+        os.kill(keeper, signal.SIGSTOP)
+        read_until(supervisor, f"Process {keeper} was stopped: it goes on.")
+        wait_until(lambda: not is_stopped(name_of(keeper)), what="the keeper at work")
 
         supervisor.send_signal(signal.SIGINT)
         assert supervisor.wait(30) == 0
