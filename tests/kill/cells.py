@@ -137,7 +137,7 @@ def _doing(kind: str, one: Seen, seen: list[Seen]) -> Iterator[Cell]:
 
 def _makes_room(one: Seen) -> bool:
     """Between its last hold and the making of the room."""
-    return one.point.phase == "room" and one.point.what in ("before", "engine make_room", "disk mkdir")
+    return one.point.phase == "room" and one.point.what in ("before", "engine space", "engine make_room", "disk mkdir")
 
 
 def _copying(one: Seen, seen: list[Seen]) -> bool:
