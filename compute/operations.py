@@ -519,6 +519,34 @@ def give_up(operation: Operation) -> bool:
     return True
 
 
+@transaction.atomic
+def undo_again(operation: Operation) -> bool:
+    """Let an ended operation, whose rows still move, be undone by whoever performs it next.
+
+    False when it lives, or while another is at work on its image. It holds its instance no more: that may be at
+    something else by now.
+    """
+    row = Operation.objects.select_for_update().get(pk=operation.pk)
+    if row.status in LIVE or Operation.objects.live().filter(image__isnull=False, image=row.image_id).exists():
+        return False
+    job = jobs()[row.kind]
+    row.outcome = row.outcome or OperationStatus.FAILED
+    row.reason = row.reason or {"code": "undone-again", "data": {}}
+    Operation.objects.filter(pk=row.pk).update(
+        status=OperationStatus.UNDOING,
+        outcome=row.outcome,
+        reason=row.reason,
+        step=job.steps[-1].name,  # whichever it reached
+        holding=False,
+        strikes=0,
+        attempt=F("attempt") + 1,
+        ended_at=None,
+    )
+    job.failing(row)
+    log.warning("operation %s: had ended %s, and is undone again", row.pk, row.status)
+    return True
+
+
 def _wait_for_region(attempt: Attempt, error: Unreachable) -> None:
     """Let go until the region answers. If it answered since we last waited, it was not the region: a strike."""
     operation, region = attempt.operation, Region.objects.get(pk=attempt.operation.region_id)

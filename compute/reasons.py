@@ -51,6 +51,9 @@ SENTENCES: dict[str, str | Promise] = {
     "stalled": _("Nothing moved for %(seconds)s seconds, so it was given up."),
     "work-lost": _("What was copying vanished twice without saying why."),
     "undo-slow": _("Cleaning up took too long; it goes on in the background."),
+    "undone-again": _(
+        "Nobody was at work on it any more, so an administrator had what was left of it removed. Try again."
+    ),
     "erase-slow": _("The files could not be deleted in time. Delete it again; if that fails, tell your administrator."),
     "instance-gone": _("The region does not know this instance any more."),
     "did-not-start": _("It did not start within %(seconds)s seconds."),

@@ -7,6 +7,7 @@ from functools import cache
 import redis
 from django.conf import settings
 from rq import Queue
+from rq.job import Job
 
 FAILURES_KEPT = 24 * 3600  # seconds
 
@@ -27,3 +28,8 @@ def send(queue: str, operation: str) -> None:
         failure_ttl=FAILURES_KEPT,
         description=operation,
     )
+
+
+def waiting(queue: str) -> list[Job]:
+    """Calls that nobody has heard yet; their ``description`` is the operation's id. Raises ``redis.RedisError``."""
+    return Queue(queue, connection=_connection()).jobs

@@ -130,7 +130,8 @@ class CreateImage(Job):
 
     def failing(self, operation: Operation) -> None:
         image = Image.objects.get(pk=operation.image_id)
-        image.move(ImageStatus.ERROR, reason=operation.reason)
+        if image.is_being_made:
+            image.move(ImageStatus.ERROR, reason=operation.reason)
 
     def settle(self, operation: Operation, seen: InstanceStatus | None) -> None:
         """R10: the files are gone, so the snapshots' rows go; the image says what was observed of the instance."""
@@ -140,7 +141,8 @@ class CreateImage(Job):
         nothing = {"external_id": "", "format": "", "stored_bytes": None, "sha256": ""}
         DeviceMapping.objects.filter(image=image).update(snapshot=None, **nothing)
         Snapshot.objects.filter(pk__in=[snapshot.pk for snapshot in snapshots]).delete()
-        if operation.instance:
+        # Undone again it holds its instance no more, which may be at something else by now.
+        if operation.instance and operation.holding:
             inventory.settle(operation.instance, seen)
         if image.delete_wanted:
             image.delete()

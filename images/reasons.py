@@ -29,5 +29,42 @@ SENTENCES.update(
         "image-undoing": _("It is still being cleaned up."),
         "later": _("Sharing images and creating instances from them come with a later version."),
         "not-being-made": _("It is not being made any more: there is nothing to cancel."),
+        # What the doctor finds.
+        "doctor-redis": _("Redis does not answer (%(said)s). Nothing is lost: the keeper does what workers would."),
+        "doctor-calls": _("Wake-up calls of operations that are over still lie on the queue %(queue)s (%(count)s)."),
+        "doctor-unreachable": _("%(region)s does not answer (%(said)s)."),
+        "doctor-store-absent": _("The image store of %(region)s, %(store)s, is not there. Is it mounted?"),
+        "doctor-store-empty": _(
+            "Nothing lies in the image store of %(region)s, although files should (%(count)s). Is it mounted?"
+        ),
+        "doctor-unusable": _("No image can be made in %(region)s: a small one was tried. %(why)s"),
+        "doctor-unseen": _(
+            "The keeper has not seen %(region)s for more than a minute, so what pages show of it is old. Does it run?"
+        ),
+        "doctor-no-region": _(
+            "%(operation)s waits for ever: its region %(region)s is not in the settings. Put it back there."
+        ),
+        "doctor-unknown": _(
+            "%(what)s lies in the image store of %(region)s, and no row says that it is ours. It is left alone: move "
+            "it away, or delete it yourself."
+        ),
+        "doctor-leftover": _(
+            "%(what)s lies in the image store of %(region)s, left behind by %(operation)s, which is over."
+        ),
+        "doctor-work": _("%(what)s in %(region)s still copies disks for %(operation)s, which is over."),
+        "doctor-work-unknown": _(
+            "%(what)s in %(region)s writes into the image store, and no row says what for. It is left alone: end it "
+            "yourself."
+        ),
+        "doctor-litter": _("What %(operation)s had begun in %(region)s could not be removed yet."),
+        "doctor-missing": _(
+            "%(what)s, the file of %(row)s, is not in the image store of %(region)s. Put it back from a backup, or "
+            "delete the image."
+        ),
+        "doctor-no-file": _("%(row)s is available, but no file is recorded for its %(device)s. Delete the image."),
+        "doctor-stuck": _("%(row)s is “%(status)s”, and no operation is at work on it."),
+        "doctor-holder": _("The process that held %(operation)s is dead, and nobody has taken it away from it."),
+        "doctor-frozen": _("%(instance)s was to be frozen, and has not answered since that it is thawed."),
+        "doctor-disk": _("%(instance)s: %(why)s"),
     }
 )

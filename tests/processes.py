@@ -25,9 +25,9 @@ def wait_until(ready: Callable[[], Any], *, seconds: float = 30, what: str = "it
 
 
 @contextmanager
-def manage(*arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def manage(*arguments: str, env: dict[str, str], stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """``manage.py …`` as a process; killed at the end if it still runs."""
-    process = subprocess.Popen([sys.executable, MANAGE, *arguments], env=env, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, MANAGE, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=stdout)
     try:
         yield process
     finally:

@@ -13,7 +13,7 @@ from django.utils import translation
 from compute.reasons import SENTENCES, say
 
 ROOT = Path(settings.BASE_DIR)
-RAISED = {"EngineError", "Refused", "Busy", "QuotaExceeded", "NotAllowed", "Conflict"}
+RAISED = {"EngineError", "Refused", "Busy", "QuotaExceeded", "NotAllowed", "Conflict", "Finding"}
 
 
 def codes() -> Iterator[str]:

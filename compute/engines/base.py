@@ -115,6 +115,17 @@ class Inventory:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """Something that lies in a region's image store or works for it, as its own name tells."""
+
+    name: str  # of a published file its ``Sealed.id``
+    key: str = ""  # the operation in whose name it was made; "" when nothing says so
+    part: str = ""  # of a file: which part of the capture; of one that the engine never makes, its own name
+    published: bool = False  # a file that ``erase`` deletes by its name
+    works: bool = False  # no file, but what writes one: a job, a stand-in, a copier
+
+
+@dataclass(frozen=True)
 class Part:
     """One disk to capture: ``disk`` is its engine id, ``name`` its name in the room ("vda")."""
 
@@ -173,6 +184,14 @@ class Engine(ABC):
     @abstractmethod
     def space(self) -> tuple[int, int] | None:
         """Free and total bytes of the image store now; None where the region does not say."""
+
+    @abstractmethod
+    def holdings(self) -> list[Holding]:
+        """Everything that lies in the image store and that works for it now, whoever made it."""
+
+    @abstractmethod
+    def prove(self) -> None:
+        """Take a small disk all the way of an image, from the copy to its removal; raise what stands in the way."""
 
     @abstractmethod
     def observe(self, instance: str) -> InstanceFacts | None:

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from compute.engines.base import (
     Engine,
     EngineError,
     Handle,
+    Holding,
     InstanceFacts,
     Inventory,
     Look,
@@ -85,6 +87,18 @@ class FolderEngine(Engine):
 
     def space(self) -> tuple[int, int] | None:
         return self.store.space()
+
+    def holdings(self) -> list[Holding]:
+        held = self.store.holdings(COPIER_FILES)
+        for key in {holding.key for holding in held if holding.key}:
+            room = self._room(key)
+            if room is not None and (copier := _holder(room)):
+                held.append(Holding(f"PID {copier.split('/')[2]}", key, works=True))
+        return held
+
+    def prove(self) -> None:
+        self._present()
+        self.store.prove("raw", shutil.copyfile)
 
     def observe(self, instance: str) -> InstanceFacts | None:
         self._present()

@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -27,10 +27,12 @@ from typing import BinaryIO
 
 from oslo_utils.imageutils import format_inspector
 
-from compute.engines.base import EngineError, Sealed, Unreachable
+from compute.engines.base import EngineError, Holding, Sealed, Unreachable
 
 FORMATS = ("qcow2", "raw")
 RECORD = "sealed.json"
+OPEN = ".creating"
+PROOF = "doctor"  # the key of ``prove``
 CHUNK = 4 << 20
 HELPER_MEMORY = 1 << 30
 HELPER_CPU_SECONDS = 240
@@ -54,6 +56,35 @@ class Store:
             facts = os.statvfs(self.root)
         return facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
 
+    def holdings(self, notes: Collection[str]) -> list[Holding]:
+        """Rooms, the files of rooms and of what was published, and whatever else lies here.
+
+        ``notes``: names of files that the engine keeps in its rooms beside the parts.
+        """
+        with told():
+            self._present()
+            ours = {PROOF, f"{PROOF}{OPEN}", "lost+found"}
+            places = sorted(place for place in self.root.iterdir() if place.name not in ours)
+            return [holding for place in places for holding in _holdings(place, {RECORD, *notes})]
+
+    def prove(self, format: str, copy: Callable[[Path, Path], object]) -> None:
+        """Let a small disk become an image by ``copy(disk, file)``, read it, and remove it again."""
+        disk = os.urandom(64 << 10)
+        self.discard(PROOF)  # of one that was killed
+        self.make_room(PROOF)
+        try:
+            source = self.room(PROOF) / "disk"
+            with told():
+                source.write_bytes(disk)
+                copy(source, self.part(PROOF, "vda", format))
+            for _ in self.seal(PROOF, {"vda": len(disk)}):
+                pass
+            with told():
+                if disk not in self.path(f"{PROOF}/vda.{format}").read_bytes():
+                    raise EngineError("store-failed", errno="EIO")
+        finally:
+            self.discard(PROOF)
+
     def make_room(self, key: str) -> None:
         """Make the room of ``key``; fine when it is there or already sealed."""
         with told():
@@ -71,7 +102,7 @@ class Store:
 
     def opened(self, key: str) -> Path:
         """Where the room of ``key`` is while it is open, whether or not it is there."""
-        return self.root / f"{_safe(key)}.creating"
+        return self.root / f"{_safe(key)}{OPEN}"
 
     def part(self, key: str, name: str, format: str) -> Path:
         """Where the capture of part ``name`` is to be written; the room must be there, the file need not."""
@@ -181,6 +212,31 @@ class Store:
             os.fsync(out.fileno())
         draft.rename(room / RECORD)
         _sync_directory(room)
+
+
+def _holdings(place: Path, notes: Collection[str]) -> Iterator[Holding]:
+    key = place.name.removesuffix(OPEN)
+    if not _NAME.fullmatch(key) or place.is_symlink() or not place.is_dir():
+        yield Holding(place.name)
+        return
+    try:
+        files = sorted(file for file in place.iterdir() if not _is_note(file, notes))
+    except FileNotFoundError:
+        return  # renamed or removed meanwhile
+    published = place.name == key
+    if not published or not files:
+        yield Holding(place.name, key)
+    for file in files:
+        name = f"{place.name}/{file.name}"
+        is_part = _NAME.fullmatch(file.stem) and file.suffix.removeprefix(".") in FORMATS
+        if is_part and file.is_file() and not file.is_symlink():
+            yield Holding(name, key, part=file.stem, published=published)
+        else:
+            yield Holding(name, key, part=file.name)
+
+
+def _is_note(file: Path, notes: Collection[str]) -> bool:
+    return file.name.removesuffix(".new").removesuffix(".draft") in notes
 
 
 def inspect(file: BinaryIO, part: str, format: str, capacity: int) -> None:

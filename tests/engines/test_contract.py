@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import pytest
 
-from compute.engines.base import Consistency, EngineError, Handle, Power, WorkState
+from compute.engines.base import Consistency, EngineError, Handle, Holding, Power, WorkState
 from tests.engines.worlds import World, ended, sealed, until
 
 KEY = "7f3a"
@@ -71,6 +71,31 @@ def test_the_chosen_disks_are_captured_whole_and_the_others_left_out(world: Worl
         assert part.stored == file.stat().st_blocks * 512
     assert world.facts(name) == before[0]
     assert {device: world.content(name, device) for device in ("vda", "vdb", "vdc")} == before[1]
+
+
+def test_what_a_region_holds_is_told_by_whose_it_is(world: World) -> None:
+    name = world.instance("web-1", "vda", mib=world.long_mib)
+    engine = world.engine()
+    engine.make_room(KEY)
+    assert engine.holdings() == [Holding(f"{KEY}.creating", KEY)]
+
+    handle, _ = world.begin_slowly(KEY, name, world.parts(name, "vda"))
+    # Its own notes are not told.
+    until(lambda: {holding.part for holding in engine.holdings()} == {"", "vda"})
+    assert [holding.key for holding in engine.holdings() if holding.works] == [KEY]
+
+    world.hurry(handle)
+    assert ended(engine, handle).state is WorkState.DONE
+    engine.end(handle)
+    parts = sealed(engine, KEY, world.sizes(name, "vda"))
+    assert engine.holdings() == [Holding(parts["vda"].id, KEY, part="vda", published=True)]
+    (world.store / "stranger").touch()
+    assert Holding("stranger") in engine.holdings()
+
+
+def test_a_proof_leaves_nothing(world: World) -> None:
+    world.engine().prove()
+    assert world.left() == []
 
 
 def test_only_make_room_makes_a_room(world: World) -> None:

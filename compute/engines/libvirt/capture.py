@@ -19,14 +19,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from compute.engines.base import Captured, Consistency, EngineError, Handle, Look, Part, Power, WorkState
+from compute.engines.base import Captured, Consistency, EngineError, Handle, Holding, Look, Part, Power, WorkState
 from compute.engines.libvirt import agent, disks, domain, machines
 from compute.engines.libvirt import binding as lv
 from compute.engines.libvirt.connection import cut_off, hangs
-from compute.engines.store import Store
+from compute.engines.store import OPEN, Store
 
 NOTE, COPIED = "capture.json", "copied"
 ABORT_SECONDS = 5
+PROOF_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,42 @@ def abort(conn: Any, room: Room, handle: Handle | None) -> bool:
     return True
 
 
+def works(conn: Any, store: Store) -> list[Holding]:
+    """Stand-ins of the store, and jobs that write into one of its rooms."""
+    found = []
+    for dom in conn.listAllDomains(lv.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            facts = domain.read(dom.XMLDesc(0))
+            rooms = {target.parent for target in _targets(dom).values()}
+        except lv.libvirtError as error:
+            if not machines.gone(error):
+                raise
+            continue
+        keys = {room.name.removesuffix(OPEN) for room in rooms if room.parent == store.root}
+        if facts.stand_in is not None and facts.stand_in.store == str(store.root):
+            keys.add(facts.stand_in.key)
+        found += [Holding(facts.name, key, works=True) for key in sorted(keys)]
+    return found
+
+
+def prove(conn: Any, room: Room, disk: Path, file: Path, domain_type: str) -> None:
+    """Let QEMU copy a raw disk as it would a stopped instance's. The stand-in dies with us."""
+    xml = domain.stand_in_xml(room.mark, [domain.DiskSource("vda", disk, "raw")], domain_type)
+    stand_in = _created(conn, xml, lv.VIR_DOMAIN_START_PAUSED | lv.VIR_DOMAIN_START_AUTODESTROY)
+    try:
+        _backup(stand_in, domain.read(stand_in.XMLDesc(0)), {"vda": file})
+        deadline = time.monotonic() + PROOF_SECONDS
+        while _fills(stand_in, room):
+            if time.monotonic() > deadline:
+                raise EngineError("stalled", seconds=PROOF_SECONDS)
+            time.sleep(0.02)
+        result = _result(stand_in, keep=False)
+        if not result.get("success"):
+            raise EngineError("copy-failed", errno=result.get("errmsg") or "?")
+    finally:
+        _destroy(stand_in)
+
+
 def clear_orphan(dom: Any, mark: domain.StandIn, store: Store) -> None:
     """Destroy a stand-in of this store whose room is gone: its maker died while libvirt was still starting it."""
     if mark.store == str(store.root) and not store.opened(mark.key).is_dir():
@@ -183,8 +220,12 @@ def _stand_in(conn: Any, dom: Any, xml: str) -> Any:
     if dom.hasManagedSaveImage():
         # Its disks are those of a machine that still runs, only its memory lies in a file.
         raise EngineError("instance-saved")
+    return _created(conn, xml, lv.VIR_DOMAIN_START_PAUSED)
+
+
+def _created(conn: Any, xml: str, flags: int) -> Any:
     try:
-        return conn.createXML(xml, lv.VIR_DOMAIN_START_PAUSED)
+        return conn.createXML(xml, flags)
     except lv.libvirtError as error:
         said = error.get_error_message() or ""
         raise EngineError("disk-in-use" if "lock" in said else "stand-in-failed", said=said) from error
@@ -211,14 +252,18 @@ def _chosen(facts: domain.DomainFacts, part: Part) -> domain.DomainDisk:
 
 def _fills(dom: Any, room: Room) -> bool:
     """Does a backup run on this domain that writes into the room?"""
+    return any(target.parent == room.path for target in _targets(dom).values())
+
+
+def _targets(dom: Any) -> dict[str, Path]:
+    """Device → file of the backup that runs on this domain; {} when none does."""
     try:
-        targets = domain.backup_targets(dom.backupGetXMLDesc(0))
+        return domain.backup_targets(dom.backupGetXMLDesc(0))
     except lv.libvirtError as error:
         none = (lv.VIR_ERR_NO_DOMAIN_BACKUP, lv.VIR_ERR_NO_DOMAIN, lv.VIR_ERR_OPERATION_INVALID)
         if error.get_error_code() not in none:
             raise
-        return False
-    return any(target.parent == room.path for target in targets.values())
+        return {}
 
 
 def _progress(dom: Any, device: str, size: int) -> tuple[int, int] | None:

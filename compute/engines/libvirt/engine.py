@@ -18,6 +18,7 @@ from compute.engines.base import (
     Engine,
     EngineError,
     Handle,
+    Holding,
     InstanceFacts,
     Inventory,
     Look,
@@ -29,7 +30,7 @@ from compute.engines.base import (
 from compute.engines.libvirt import agent, capture, disks, domain, machines
 from compute.engines.libvirt import binding as lv
 from compute.engines.libvirt.connection import Host
-from compute.engines.store import Store, told
+from compute.engines.store import PROOF, Store, told
 
 T = TypeVar("T")
 
@@ -78,6 +79,18 @@ class LibvirtEngine(Engine):
 
     def space(self) -> tuple[int, int] | None:
         return self._store.space()
+
+    def holdings(self) -> list[Holding]:
+        works = self._host.call(lambda conn: capture.works(conn, self._store), INVENTORY_SECONDS)
+        return [*self._store.holdings((capture.NOTE, capture.COPIED)), *works]
+
+    def prove(self) -> None:
+        def copy(disk: Path, file: Path) -> None:
+            room = self._room(PROOF)
+            self._host.call(lambda conn: capture.prove(conn, room, disk, file, self._domain_type), BEGIN_SECONDS)
+
+        self.versions()
+        self._store.prove("qcow2", copy)
 
     def observe(self, instance: str) -> InstanceFacts | None:
         def ask(conn: Any) -> InstanceFacts | None:
