@@ -18,6 +18,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.translation import gettext_lazy as _
 
+from console.database import database
 from console.libvirtd import PrivateLibvirtd
 from console.secret import kept_secret
 
@@ -76,20 +77,7 @@ LIMIT_MAXIMUM = env.float("LIMIT_MAXIMUM", default=180.0)
 
 # Database ------------------------------------------------------------------------------------------------------------
 
-DATABASES: dict[str, Any] = {"default": env.db("DATABASE_URL", default=f"sqlite:///{DATA}/stillframe.sqlite3")}
-_database = DATABASES["default"]
-if _database["ENGINE"] == "django.db.backends.sqlite3":
-    # The write lock before the first read: deferred transactions that read, then write, make each other fail.
-    _database["OPTIONS"] = {
-        "transaction_mode": "IMMEDIATE",
-        "timeout": 20,
-        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
-    }
-else:
-    # A stopped process inside a transaction must not hold its row locks for ever.
-    _database.setdefault("OPTIONS", {})["options"] = "-c idle_in_transaction_session_timeout=30000"
-    _database["CONN_MAX_AGE"] = 60
-    _database["CONN_HEALTH_CHECKS"] = True
+DATABASES = {"default": database(env.str("DATABASE_URL", default=f"sqlite:///{DATA}/stillframe.sqlite3"))}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Queue ---------------------------------------------------------------------------------------------------------------

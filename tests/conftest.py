@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import redis
 from django.conf import settings
+from django.core.management import call_command
 from django.utils import translation
 
 from console import translations, valkey
 from tests.factories import UserFactory
+from tests.postgres import Server, rows_in, url_of_rows
 from tests.settings import HOME
 from tests.world import Folder
 
@@ -95,12 +97,42 @@ def _one_machine_at_a_time(request: pytest.FixtureRequest) -> None:
         assert request.node.nodeid.endswith("@qemu")
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A private PostgreSQL server; the host's own are not touched."""
+    with Server(HOME / "postgres") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _rows_in_postgres(postgres: Server, django_db_blocker: Any) -> str:
+    """URL of a database with the product's tables."""
+    url = postgres.create("tests")
+    with django_db_blocker.unblock(), rows_in(url):
+        call_command("migrate", verbosity=0)
+    return url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def _rows(request: pytest.FixtureRequest, django_db_setup: None) -> Iterator[None]:
+    if request.param == "sqlite":
+        yield
+        return
+    with rows_in(request.getfixturevalue("_rows_in_postgres")):
+        yield
+
+
+@pytest.fixture
+def database(_rows: None, transactional_db: None) -> None:
+    """Rows of the test and of its processes: once in SQLite, once in PostgreSQL. Asked for before any row is."""
+
+
 @pytest.fixture
 def child_env(transactional_db: None) -> dict[str, str]:
     """The environment in which a child process (`manage.py …`) sees this test's database, queue and engine."""
     return os.environ | {
         "DJANGO_SETTINGS_MODULE": "console.settings",
-        "DATABASE_URL": f"sqlite:///{settings.DATABASES['default']['NAME']}",
+        "DATABASE_URL": url_of_rows(),
     }
 
 

@@ -57,15 +57,6 @@ def assert_whole(operation: Operation, folder) -> None:
         assert folder.stored(mapping.file.external_id).read_bytes() == folder.disk("web-1", mapping.device).read_bytes()
 
 
-def test_the_keeper_alone_finishes_it(making, env, folder):
-    """No Redis, no worker: it starts a child that does what a worker does."""
-    with manage("keeper", env=env) as keeper:
-        wait_until(lambda: ended(making), what="the end")
-        keeper.terminate()
-        assert keeper.wait(timeout=10) == 0
-    assert_whole(making, folder)
-
-
 def test_a_killed_worker_is_followed_by_another(making, env, folder):
     """The copier outlives its worker; the next one finds it and finishes."""
     env |= {"LIMIT_SILENCE": "600"}  # the dead are noticed at once; and nobody who is merely slow is killed
