@@ -131,24 +131,35 @@ def _left(region: str, engine: Engine, holdings: list[Holding]) -> Iterator[Find
     for holding in holdings:
         if holding.key not in live | litter:
             found.setdefault(holding.key, []).append(holding)
-    makers = Operation.objects.filter(region=region).select_related("image").in_bulk(list(found))
+    makers = Operation.objects.filter(region=region).in_bulk(list(found))
     for key, held in found.items():
-        maker = makers.get(key)
-        parts = maker.choices.get("parts", {}) if maker else {}
-        strange = [one for one in held if maker is None or (one.part and one.part not in parts)]
-        used = any(one.name in named for one in held)
-        kept = maker is not None and maker.image is not None and maker.image.available_at is not None
+        if key in makers:
+            yield from _left_by(makers[key], held, named, engine)
+            continue
         for one in held:
             data = {"what": one.name, "region": region}
-            if one in strange:
-                yield Finding("doctor-work-unknown" if one.works else "doctor-unknown", data)
-            elif one.name not in named and (one.published or not one.part):  # a room's files go with it
-                remedy: Callable[[], object] | None = None
-                if maker and not (strange or used or kept):
-                    remedy = partial(_discard, maker)
-                elif one.published:
-                    remedy = partial(engine.erase, one.name)
-                yield Finding("doctor-work" if one.works else "doctor-leftover", data | {"operation": key}, remedy)
+            yield Finding("doctor-work-unknown" if one.works else "doctor-unknown", data)
+
+
+def _left_by(maker: Operation, held: list[Holding], named: set[str], engine: Engine) -> Iterator[Finding]:
+    """Of an operation that is over. It makes nothing more: what two looks found to be needed by nobody is."""
+    region = maker.region_id
+    strange = [one for one in held if one.part and one.part not in maker.choices.get("parts", {})]
+    whole = not strange and not any(one.name in named for one in held)
+    for one in held:
+        data = {"what": one.name, "region": region, "operation": maker.pk}
+        if one in strange:
+            yield Finding("doctor-unknown", data)
+        elif one.name in named or (one.part and not one.published):
+            continue  # it is needed, or goes with its room
+        elif one.works:
+            yield Finding("doctor-work", data, partial(_discard, maker) if whole else RegionWatch(region).look)
+        elif whole:
+            yield Finding("doctor-leftover", data, partial(_discard, maker))
+        elif one.published:
+            yield Finding("doctor-leftover", data, partial(engine.erase, one.name))
+        else:
+            yield Finding("doctor-beside", data)
 
 
 def _discard(maker: Operation) -> None:

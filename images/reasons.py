@@ -51,6 +51,10 @@ SENTENCES.update(
         "doctor-leftover": _(
             "%(what)s lies in the image store of %(region)s, left behind by %(operation)s, which is over."
         ),
+        "doctor-beside": _(
+            "%(what)s lies in the image store of %(region)s, left behind by %(operation)s, which is over. Beside it is "
+            "what must stay, so it is left alone: delete it yourself."
+        ),
         "doctor-work": _("%(what)s in %(region)s still copies disks for %(operation)s, which is over."),
         "doctor-work-unknown": _(
             "%(what)s in %(region)s writes into the image store, and no row says what for. It is left alone: end it "

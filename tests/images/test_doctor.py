@@ -229,8 +229,9 @@ def test_files_that_a_kept_snapshot_names_are_not_left_behind(made, folder, alic
     private_redis.flushall()
     assert told() == []
     folder.stored(f"{made.pk}.creating").mkdir()
-    code, _ = run(fix=True)
+    code, lines = run(fix=True)
     assert code == 1
+    assert lines[0].endswith("Beside it is what must stay, so it is left alone: delete it yourself.")
     assert f"{made.pk}/vda.raw" in folder.store_files(), "what was published under the same key would have gone too"
 
 

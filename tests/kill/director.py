@@ -31,6 +31,7 @@ from compute.engines import processes as names
 from compute.models import Litter, Operation
 from compute.states import LIVE
 from console import processes
+from images.doctor import examine
 from images.models import Image
 from tests.kill import ablations, points
 from tests.kill.cells import Cell
@@ -306,6 +307,7 @@ class Director:
             ]
             if (wrote := world.marked("ghost-wrote")) is not None:
                 wrong.append(f"the ghost wrote {wrote}")
+        wrong += [f"doctor: {finding}" for finding in examine(queues=False)]
         world.mark("over")
         return wrong or self._again(row)
 

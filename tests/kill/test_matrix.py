@@ -56,3 +56,10 @@ WORTH = {
 def test_cells_notice_what_is_taken_out(mechanism):
     _, failed, table = play("--without", mechanism, *WORTH[mechanism])
     assert failed, table
+
+
+def test_what_is_left_is_told_by_the_doctor():
+    """Who looks after each cell."""
+    _, failed, table = play("--without", "undo", *WORTH["undo"], "--point", "engine make_room returned*")
+    assert failed == 1, table
+    assert re.search(r"^ +doctor: op-\w+\.creating lies in the image store of folder-1, left behind", table, re.M)
