@@ -19,7 +19,7 @@ from compute.engines.base import Part
 from compute.engines.folder import FolderEngine
 from compute.engines.processes import is_alive, name_of
 from compute.models import Instance, Litter, Operation, Region, Snapshot
-from compute.operations import claim, identity, perform
+from compute.operations import claim, identity, perform, undo_again
 from images import doctor
 from images.actions import create_image, delete_image
 from images.doctor import examine
@@ -102,6 +102,7 @@ def held_by_the_dead(operation: Operation) -> None:
 
 
 def test_where_nothing_differs_nothing_is_told(made, folder):
+    folder.stored("lost+found").mkdir()
     before = folder.store_files()
     assert run() == (0, ["No difference."])
     assert folder.store_files() == before, "the proof of the store leaves nothing"
@@ -346,6 +347,14 @@ def test_an_image_that_nobody_deletes_can_be_deleted_again(made, alice, private_
     assert folder.store_files() == set()
 
 
+def test_what_lives_is_not_undone_again(made, alice):
+    """Neither itself, nor while another operation is at work on its image."""
+    delete_image(by=alice, image=made.image, snapshots=True)
+    assert not undo_again(made)
+    assert not undo_again(Operation.objects.get(kind="delete_image"))
+    assert set(Operation.objects.values_list("status", flat=True)) == {"done", "queued"}
+
+
 def test_files_of_an_image_that_was_available_are_not_undone(made, folder):
     """Somebody wrote a status by hand: what to do is for a person to say."""
     Image.objects.update(status="deleting")
@@ -440,7 +449,7 @@ def test_a_proof_that_was_killed_leaves_nothing_to_the_next(made, folder):
     for name in ("doctor", "doctor.creating"):
         folder.stored(name).mkdir()
         folder.stored(f"{name}/vda.raw").write_text("half")
-    assert told() == []
+    folder.engine.prove()
     assert {name.split("/")[0] for name in folder.store_files()} == {made.pk}
 
 
