@@ -9,6 +9,7 @@ from typing import Any
 
 from django.db import transaction
 
+from compute.log import about
 from compute.models import Instance, Operation
 from compute.operations import submit
 from compute.refusals import Conflict
@@ -31,8 +32,10 @@ def start(*, by: Any, instance: Instance) -> Operation:
     row = locked_instance(instance, by)
     if refused := why_not_start(row):
         raise refused
-    row.move(InstanceStatus.STARTING)
-    return submit("start", region_id=row.region_id, asked_by=by, instance=row, subject=row.name)
+    operation = submit("start", region_id=row.region_id, asked_by=by, instance=row, subject=row.name)
+    with about(operation.pk):
+        row.move(InstanceStatus.STARTING)
+    return operation
 
 
 @transaction.atomic
@@ -41,6 +44,8 @@ def stop(*, by: Any, instance: Instance, force: bool = False) -> Operation:
     row = locked_instance(instance, by)
     if refused := why_not_stop(row):
         raise refused
-    row.move(InstanceStatus.STOPPING)
     choices = {"force": force}
-    return submit("stop", region_id=row.region_id, asked_by=by, instance=row, subject=row.name, choices=choices)
+    operation = submit("stop", region_id=row.region_id, asked_by=by, instance=row, subject=row.name, choices=choices)
+    with about(operation.pk):
+        row.move(InstanceStatus.STOPPING)
+    return operation

@@ -32,11 +32,12 @@ from django.utils import timezone
 
 from compute.engines import processes
 from compute.engines.base import Engine, EngineError, Handle, Look, Unreachable, WorkState
+from compute.log import about
 from compute.models import Litter, Operation, Region
 from compute.reasons import Reason
 from compute.refusals import Refused
 from compute.regions import engine_for
-from compute.states import LIVE, InstanceStatus, OperationStatus, status_of
+from compute.states import LIVE, InstanceStatus, OperationStatus, log_arrow, status_of
 
 log = logging.getLogger(__name__)
 
@@ -184,9 +185,14 @@ def wake(operation: Operation) -> None:
 def submit(kind: str, **fields: Any) -> Operation:
     """Write a queued operation and wake a worker after the commit. Only actions call it, inside their transaction."""
     operation = Operation.objects.create(kind=kind, **fields)
-    log.info("operation %s: %s of %s queued", operation.pk, kind, operation.subject)
+    _tell(operation.pk, "new", f"{OperationStatus.QUEUED} ({kind} of {operation.subject})")
     wake(operation)
     return operation
+
+
+def _tell(pk: str, was: str, to: str) -> None:
+    with about(pk):
+        log_arrow(log, f"operation {pk}", was, to)
 
 
 def cancel(operation: Operation, by: Any) -> bool:
@@ -246,6 +252,8 @@ def claim(pk: str) -> Attempt | None:
         free = Operation.objects.filter(pk=pk, holder="", status=operation.status, attempt=operation.attempt)
         if not free.update(**facts):
             return None
+        if "status" in facts:
+            _tell(pk, operation.status, facts["status"])
     for name, value in facts.items():
         setattr(operation, name, value)
     log.info("operation %s: attempt %s by pid %s", pk, operation.attempt, os.getpid())
@@ -338,8 +346,8 @@ class Attempt:
             operation.refresh_from_db()
             with _whatever_comes(operation) if poison else nullcontext():
                 self.job.failing(operation)
+            _tell(operation.pk, OperationStatus.RUNNING, f"{operation.status} ({outcome}: {reason['code']})")
         self._arm()
-        log.info("operation %s: undoing (%s): %s", operation.pk, outcome, reason)
 
     def release(self, *, strike: bool, **facts: Any) -> None:
         """Let go without ending it; the next claim goes on. A strike says that this attempt went wrong."""
@@ -376,6 +384,11 @@ class Attempt:
 
 def perform(pk: str) -> None:
     """Do what is to be done of one operation, as far as this process gets; safe to call for any id, any time."""
+    with about(pk):
+        _perform(pk)
+
+
+def _perform(pk: str) -> None:
     attempt = claim(pk)
     if attempt is None:
         return
@@ -422,7 +435,7 @@ def _walk(attempt: Attempt) -> None:
             step.do(attempt)
         with attempt.hold(status=OperationStatus.DONE, holder="", ended_at=timezone.now()):
             job.finish(operation)
-        log.info("operation %s: done", operation.pk)
+            _tell(operation.pk, OperationStatus.RUNNING, OperationStatus.DONE)
     except (Lost, Unreachable, OperationalError):
         raise
     except Cancelled:
@@ -454,7 +467,7 @@ def _unwind(attempt: Attempt) -> None:
     seen = attempt.observe()
     with attempt.hold(status=OperationStatus(operation.outcome), holder="", ended_at=timezone.now()):
         job.settle(operation, seen)
-    log.info("operation %s: %s", operation.pk, operation.outcome)
+        _tell(operation.pk, OperationStatus.UNDOING, operation.outcome)
 
 
 def _abandon(attempt: Attempt) -> None:
@@ -467,11 +480,12 @@ def _abandon(attempt: Attempt) -> None:
     except Exception:
         log.exception("operation %s: its instance could not be observed", operation.pk)
         seen = None
-    outcome = operation.outcome or OperationStatus.FAILED
+    was, outcome = operation.status, operation.outcome or OperationStatus.FAILED
     reason = operation.reason or {"code": "gave-up", "data": {"times": STRIKES}}
     with attempt.hold(status=outcome, outcome=outcome, holder="", reason=reason, ended_at=timezone.now()):
         operation.reason = reason
         _leave_litter(operation, seen)
+        _tell(operation.pk, was, outcome)
     log.error("operation %s: given up; what it had named is litter now", operation.pk)
 
 
@@ -497,6 +511,11 @@ def _whatever_comes(operation: Operation) -> Iterator[None]:
 @transaction.atomic
 def give_up(operation: Operation) -> bool:
     """End it failed without asking its region, which an admin has given up (R24). False when it had ended."""
+    with about(operation.pk):
+        return _give_up(operation)
+
+
+def _give_up(operation: Operation) -> bool:
     row = Operation.objects.select_for_update().get(pk=operation.pk)
     if row.status not in LIVE:
         return False
@@ -515,6 +534,7 @@ def give_up(operation: Operation) -> bool:
         attempt=F("attempt") + 1,
         ended_at=timezone.now(),
     )
+    _tell(row.pk, row.status, row.outcome or OperationStatus.FAILED)
     log.error("operation %s: given up with its region", row.pk)
     return True
 

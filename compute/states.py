@@ -5,16 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from typing import Any, ClassVar, Self
 
-from django.db import models
+from django.db import models, transaction
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from compute.engines.base import InstanceFacts, Power
+from compute.log import at_hand
 from compute.refusals import Conflict
 
 log = logging.getLogger(__name__)
+
+
+def log_arrow(log: logging.Logger, what: str, was: str, to: str) -> None:
+    """A line for one transition, written once its transaction is committed: what was rolled back never was."""
+    transaction.on_commit(partial(log.info, "%s: %s → %s", what, was, to, extra={"operation": at_hand()}))
 
 
 class Tone(Enum):
@@ -59,10 +66,14 @@ class Stateful(models.Model):
             raise Conflict(status=str(was), to=str(to))
         if not type(self)._default_manager.filter(pk=self.pk, status=was).update(status=to, **facts):
             raise Conflict(status=str(was), to=str(to))
-        log.info("%s %s: %s → %s", type(self).__name__.lower(), self.pk, was, to)
+        self.tell(was, to)
         self.status = to
         for name, value in facts.items():
             setattr(self, name, value)
+
+    def tell(self, was: str, to: str) -> None:
+        """A line in the log that it went from ``was`` ("new") to ``to`` ("deleted"), for the operation at hand."""
+        log_arrow(log, f"{type(self).__name__.lower()} {self.pk}", was, to)
 
 
 def arrows(**table: str) -> dict[str, frozenset[str]]:

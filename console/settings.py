@@ -208,7 +208,7 @@ else:
     SESSION_COOKIE_NAME = f"stillframe-session-{_id}"
     CSRF_COOKIE_NAME = f"stillframe-csrf-{_id}"
 
-# Log: one line each; `extra={"operation": id}` says whose -----------------------------------------------------------
+# Log: one line each, with the operation it is about (see compute/log.py) -------------------------------------------
 
 LOGGING = {
     "version": 1,
@@ -218,10 +218,10 @@ LOGGING = {
             "()": "logging.Formatter",
             "fmt": "{asctime} {levelname} {name} [{operation}] {message}",
             "style": "{",
-            "defaults": {"operation": "-"},
         },
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"operation": {"()": "compute.log.OperationFilter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["operation"]}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
         "rq": {"level": "WARNING"},

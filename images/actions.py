@@ -9,6 +9,7 @@ from django.db import transaction
 
 from compute import operations, quotas
 from compute.actions import locked_instance
+from compute.log import about
 from compute.models import Disk, Instance, Medium, Operation, Role, Snapshot, generated_name
 from compute.refusals import Conflict, Refused
 from compute.rules import why_not_yours
@@ -73,7 +74,7 @@ def create_image(*, by: Any, instance: Instance, name: str, description: str, di
             encrypted=disk.encrypted,
             delete_with_instance=disk.delete_with_instance,
         )
-    operations.submit(
+    operation = operations.submit(
         "create_image",
         region_id=row.region_id,
         asked_by=by,
@@ -89,6 +90,9 @@ def create_image(*, by: Any, instance: Instance, name: str, description: str, di
             "disks": sorted(disks),
         },
     )
+    with about(operation.pk):
+        for made in (image, *Snapshot.objects.filter(mappings__image=image)):
+            made.tell("new", made.status)
     return image
 
 
@@ -152,14 +156,11 @@ def delete_image(*, by: Any, image: Image, snapshots: bool) -> None:
         return
     if Operation.objects.filter(image=row, status__in=LIVE).exists():
         raise Conflict
-    row.move(ImageStatus.DELETING, reason=None)
-    doomed = []
+    doomed: list[Snapshot] = []
     if snapshots:
         own = Snapshot.objects.select_for_update().filter(mappings__image=row)
-        for snapshot in own.exclude(pk__in=Snapshot.objects.filter(mappings__image__in=_others(row))):
-            snapshot.move(SnapshotStatus.DELETING)
-            doomed.append(snapshot.pk)
-    operations.submit(
+        doomed += own.exclude(pk__in=Snapshot.objects.filter(mappings__image__in=_others(row)))
+    operation = operations.submit(
         "delete_image",
         region_id=row.region_id,
         asked_by=by,
@@ -167,8 +168,12 @@ def delete_image(*, by: Any, image: Image, snapshots: bool) -> None:
         exclusive=True,
         holding=False,
         subject=row.name,
-        choices={"snapshots": doomed},
+        choices={"snapshots": [snapshot.pk for snapshot in doomed]},
     )
+    with about(operation.pk):
+        row.move(ImageStatus.DELETING, reason=None)
+        for snapshot in doomed:
+            snapshot.move(SnapshotStatus.DELETING)
 
 
 def _others(image: Image) -> Any:

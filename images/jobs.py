@@ -141,10 +141,13 @@ class CreateImage(Job):
         nothing = {"external_id": "", "format": "", "stored_bytes": None, "sha256": ""}
         DeviceMapping.objects.filter(image=image).update(snapshot=None, **nothing)
         Snapshot.objects.filter(pk__in=[snapshot.pk for snapshot in snapshots]).delete()
+        for snapshot in snapshots:
+            snapshot.tell(snapshot.status, "deleted")
         # Undone again it holds its instance no more, which may be at something else by now.
         if operation.instance and operation.holding:
             inventory.settle(operation.instance, seen)
         if image.delete_wanted:
+            image.tell(image.status, "deleted")
             image.delete()
             return
         reason = image.reason or {}
@@ -166,6 +169,7 @@ class Erase(Step):
             self._erase(attempt, snapshot.external_id)
             with attempt.hold():
                 DeviceMapping.objects.filter(snapshot=snapshot).update(snapshot=None)
+                snapshot.tell(snapshot.status, "deleted")
                 snapshot.delete()
         for mapping in DeviceMapping.objects.filter(image=operation.image_id).exclude(external_id=""):
             self._erase(attempt, mapping.external_id)
@@ -184,6 +188,7 @@ class DeleteImage(Job):
 
     def finish(self, operation: Operation) -> None:
         if operation.image:
+            operation.image.tell(operation.image.status, "deleted")
             operation.image.delete()
 
     def settle(self, operation: Operation, seen: InstanceStatus | None) -> None:
