@@ -47,15 +47,20 @@ def _parents() -> Iterator[tuple[int, int]]:
                     yield int(entry.name), int(parent)
 
 
+def children(pid: int) -> set[int]:
+    """Every living process that ``pid`` itself has started."""
+    return {child for child, parent in _parents() if parent == pid}
+
+
 def descendants(pid: int) -> set[int]:
     """Every living process below ``pid``."""
-    children: dict[int, list[int]] = {}
+    started: dict[int, list[int]] = {}
     for child, parent in _parents():
-        children.setdefault(parent, []).append(child)
+        started.setdefault(parent, []).append(child)
     found: set[int] = set()
     waiting = [pid]
     while waiting:
-        below = children.get(waiting.pop(), [])
+        below = started.get(waiting.pop(), [])
         found.update(below)
         waiting += below
     return found
@@ -78,10 +83,15 @@ def marked(directories: Collection[Path]) -> set[int]:
     return found
 
 
+def ask(pids: Iterable[int]) -> None:
+    """SIGTERM; those that are gone are fine."""
+    _signal(pids, signal.SIGTERM)
+
+
 def end(pids: Iterable[int], seconds: float) -> None:
     """SIGTERM, and SIGKILL for those that live after ``seconds``."""
     left = set(pids)
-    _signal(left, signal.SIGTERM)
+    ask(left)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and (left := left & {pid for pid, _ in _parents()}):
         time.sleep(0.05)

@@ -3,7 +3,8 @@
     private Valkey and libvirtd → migrations, texts, static files → web → the demo's machines → workers and keeper
 
 A child that dies is started again, more slowly each time. On SIGINT or SIGTERM: the web first; an operation gets ten
-seconds to end, then stays live for the next start; guests are shut down; Valkey goes last, and nothing is left behind.
+seconds to end, then is let go of and stays live for the next start; guests are shut down; Valkey goes last, and nothing
+is left behind.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from console.libvirtd import PrivateLibvirtd
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 LONG_WORKERS = 2  # per region
 OPERATIONS_GET = 10.0  # seconds for a running operation to end
+LETTING_GO = 5.0  # seconds for its work-horse to let go of it
 GUESTS_GET = 20  # seconds for guests to shut down, before force
 STEADY = 60.0  # seconds after which a child counts as having run well
 SLOWEST = 60.0  # seconds between two starts of a child that keeps dying
@@ -208,17 +210,23 @@ class Supervisor:
             raise Failed(f"{name} failed:\n{child.log.tail()}")
 
     def stop(self, names: Collection[str], seconds: float) -> None:
-        """SIGTERM; for those that live after so many seconds SIGKILL, with all that is below them."""
+        """SIGTERM; after so many seconds also to their own children; in the end SIGKILL, with all that is below them.
+
+        A worker waits for its work-horse, which lets go of its operation when it is asked: killed, it would leave a
+        strike. What the work-horse itself has started is not asked: its death would look like the operation's failure.
+        """
         children = [self.children[name] for name in names if name in self.children]
         for child in children:
             child.wanted = False
             if child.pid:
                 os.kill(child.pid, signal.SIGTERM)
         if not self.until(lambda: not any(child.pid for child in children), seconds):
-            for child in children:
-                if child.pid:
-                    # The worker first: it would start another work-horse.
-                    processes.kill([child.pid, *processes.descendants(child.pid)])
+            for pid in [child.pid for child in children if child.pid]:
+                processes.ask(processes.children(pid))
+            self.until(lambda: not any(child.pid for child in children), LETTING_GO)
+            for pid in [child.pid for child in children if child.pid]:
+                # The worker first: it would start another work-horse.
+                processes.kill([pid, *processes.descendants(pid)])
             self.until(lambda: not any(child.pid for child in children), 5)
 
     # Up and down -------------------------------------------------------------------------------------------------

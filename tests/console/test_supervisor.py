@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
 
 from compute.engines.processes import is_stopped, name_of
 from console import processes
-from tests.processes import wait_until
+from tests.processes import slow_region, wait_until
+
+MIB = 1 << 20
 
 
 class Console:
@@ -30,10 +35,9 @@ class Console:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
 
-    @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
-        environment = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
-        environment |= {
+    def environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
+        return inherited | {
             "DJANGO_SETTINGS_MODULE": "console.settings",
             "ENGINE": "folder",
             "PORT": str(self.port),
@@ -41,10 +45,13 @@ class Console:
             "STILLFRAME_ENV": "demo",
             "STILLFRAME_SOCKETS": str(self.sockets),
         }
+
+    @contextmanager
+    def running(self, *how: str, **more: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "console.supervisor"],
+            [sys.executable, *(how or ("-m", "console.supervisor"))],
             cwd=settings.BASE_DIR,
-            env=environment,
+            env=self.environment() | more,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -67,6 +74,18 @@ class Console:
         processes.kill(before)
         came: set[int] = wait_until(lambda: self.called(words) - before, what=f"a new {words}")
         return came
+
+    def tell(self, code: str, **more: str) -> None:
+        """Run Python in the console's own environment."""
+        command = [sys.executable, "manage.py", "shell", "--no-imports", "-c", code]
+        subprocess.run(command, cwd=settings.BASE_DIR, env=self.environment() | more, check=True)
+
+    def operation(self) -> dict[str, Any] | None:
+        """The row of the first operation."""
+        with closing(sqlite3.connect(self.data / "stillframe.sqlite3", timeout=10)) as database:
+            database.row_factory = sqlite3.Row
+            row = database.execute("SELECT * FROM compute_operation").fetchone()
+            return dict(row) if row else None
 
     def page(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=10) as answer:
@@ -130,6 +149,45 @@ def answers(console: Console) -> bool:
         return "Stillframe" in console.page()
     except OSError:
         return False
+
+
+# As `make run`, but operations get one second to end instead of ten.
+HASTY = "import sys; from console import supervisor; supervisor.OPERATIONS_GET = 1.0; sys.exit(supervisor.main())"
+
+
+def test_an_operation_that_does_not_end_is_let_go_of_without_a_strike(console, tmp_path):
+    """A killed work-horse would leave one, and after three of them the operation is given up (R24)."""
+    slow = slow_region(tmp_path, console.data / "folder", rate=MIB // 8)
+    with console.running("-c", HASTY, **slow) as supervisor:
+        read_until(supervisor, "Logs:")
+        place = console.data / "folder" / "instances" / "slow-1"
+        place.mkdir()
+        (place / "vda.raw").write_bytes(os.urandom(64 * MIB))
+        disks = [{"device": "vda", "file": "vda.raw", "medium": "cloud"}]
+        (place / "instance.json").write_text(
+            json.dumps({"name": "slow-1", "vcpus": 1, "memory_mib": 256, "os": "", "disks": disks})
+        )
+        console.tell(ADOPT_AND_CAPTURE, **slow)
+        wait_until(lambda: (console.operation() or {}).get("step") == "capture", what="the copy")
+        supervisor.send_signal(signal.SIGINT)
+        assert supervisor.wait(40) == 0
+        assert console.processes() == set()
+    left = console.operation()
+    assert (left["status"], left["holder"], left["strikes"]) == ("running", "", 0)
+
+
+ADOPT_AND_CAPTURE = """
+from django.contrib.auth import get_user_model
+from compute import inventory
+from compute.models import Disk, Instance
+from images.actions import create_image
+inventory.sync("folder-1")
+alice = get_user_model().objects.get(username="alice")
+row = Instance.objects.get(external_id="slow-1")
+Instance.objects.filter(pk=row.pk).update(owner=alice)
+row.refresh_from_db()
+create_image(by=alice, instance=row, name="slow-1-v1", description="", disks=[])
+"""
 
 
 def test_a_step_that_fails_is_told_and_everything_stops(console):
