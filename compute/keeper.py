@@ -30,7 +30,7 @@ from django.utils import timezone
 from compute import inventory, operations, writelock
 from compute.engines import processes
 from compute.engines.base import EngineError, Unreachable
-from compute.models import Instance, Litter, Operation, Region
+from compute.models import Instance, Litter, Operation, Pulse, Region
 from compute.regions import engine_for
 from compute.states import LIVE
 
@@ -44,6 +44,7 @@ WAKE_AT_MOST_EVERY = 60.0
 INVENTORY_EVERY = 10.0
 THAW_EVERY = 2.0  # an agent that hangs costs seconds each time it is asked
 THAW_AFTER = timedelta(seconds=5)
+PULSE_EVERY = 5.0
 
 
 class Verdict(NamedTuple):
@@ -221,11 +222,12 @@ class Keeper:
         self.verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
         self.judge = Judge()
         self.writer = Writer(self.verdicts)
+        self.judged = self.beaten = float("-inf")
 
     def run(self) -> None:
         rounds: list[tuple[str, float, Callable[[], None]]] = [
             ("judge", TICK, self._judge),
-            ("writer", TICK, self.writer.round),
+            ("writer", TICK, self._write),
         ]
         for name in settings.ENGINES:
             watch = RegionWatch(name)
@@ -246,6 +248,15 @@ class Keeper:
     def _judge(self) -> None:
         for verdict in self.judge.round():
             self.verdicts.put(verdict)
+        self.judged = time.monotonic()
+
+    def _write(self) -> None:
+        self.writer.round()
+        now = time.monotonic()
+        # Only as long as the judge makes its rounds, too: it does not write.
+        if now - self.beaten > PULSE_EVERY and now - self.judged < PULSE_EVERY:
+            Pulse.objects.update_or_create(name=Pulse.KEEPER, defaults={"at": timezone.now()})
+            self.beaten = now
 
     def _repeat(self, every: float, round: Callable[[], None]) -> None:
         while not self.stopped.is_set():

@@ -86,6 +86,21 @@ class Region(models.Model):
         return self.name
 
 
+class Pulse(models.Model):
+    """When a process that everything depends on last made its rounds, for those who cannot look it up.
+
+    Not ``Region.seen_at``: that stands still as well when it is the region that does not answer.
+    """
+
+    KEEPER = "keeper"
+
+    name = models.CharField(primary_key=True, max_length=20, editable=False)
+    at = models.DateTimeField(editable=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 M = TypeVar("M", bound=models.Model, covariant=True)
 
 
@@ -151,6 +166,7 @@ class Instance(Stateful):
         verbose_name = _("instance")
         verbose_name_plural = _("instances")
         constraints = [models.UniqueConstraint(fields=["region", "external_id"], name="one_row_per_engine_instance")]
+        indexes = [models.Index(fields=["thaw_owed"], condition=Q(thaw_owed__isnull=False), name="thaws_owed")]
 
     def __str__(self) -> str:
         return self.name
@@ -313,6 +329,8 @@ class Operation(models.Model):
     holder = models.CharField(max_length=120, blank=True)
     strikes = models.PositiveSmallIntegerField(default=0)
     beats = models.PositiveBigIntegerField(default=0)
+    # Of the last beat, or when its holder was gone: to be shown. Who judges silence counts ``beats`` (see Judge).
+    beat_at = models.DateTimeField(null=True)
     # Since when it waits for a region that does not answer.
     waiting_since = models.DateTimeField(null=True)
 
@@ -331,6 +349,9 @@ class Operation(models.Model):
     work = models.JSONField(default=dict)  # step → {"began": time, "handle": …}
     progress = models.JSONField(default=dict)  # {"parts": {name: [done, total] | None}, "rate": bytes/s | None}
     reason = models.JSONField(null=True)
+    # What it took, kept also when its image is gone: bytes it put into the store, how long a guest was frozen for it.
+    stored_bytes = models.BigIntegerField(null=True)
+    frozen_ms = models.PositiveIntegerField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
@@ -355,7 +376,15 @@ class Operation(models.Model):
                 fields=["image"], condition=Q(status__in=LIVE, exclusive=True), name="one_exclusive_per_image"
             ),
         ]
-        indexes = [models.Index(fields=["region", "created_at"], condition=Q(status__in=LIVE), name="live_operations")]
+        indexes = [
+            models.Index(fields=["region", "created_at"], condition=Q(status__in=LIVE), name="live_operations"),
+            # All that is counted of the past (console.metrics), so that no row has to be read for it.
+            models.Index(
+                fields=["region", "kind", "status", "ended_at", "started_at", "stored_bytes", "frozen_ms"],
+                condition=Q(ended_at__isnull=False),
+                name="ended_operations",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.subject} ({self.pk})"
@@ -393,6 +422,15 @@ class Operation(models.Model):
         if not rate or not all(part and part[1] for part in parts):
             return None
         return float(sum(total - done for done, total in parts) / rate)
+
+
+class LiveOperation(Operation):
+    """What runs now, for the administration."""
+
+    class Meta:
+        proxy = True
+        verbose_name = _("running operation")
+        verbose_name_plural = _("what runs now")
 
 
 class Litter(models.Model):

@@ -222,6 +222,10 @@ def identity() -> str:
     return _identity(os.getpid())
 
 
+def _beat() -> dict[str, Any]:
+    return {"beats": F("beats") + 1, "beat_at": timezone.now()}
+
+
 def has_place(operation: Operation) -> bool:
     """Is the region's limit of long operations that run at once not reached? Turning round needs no place."""
     ending = operation.cancelled_by_id is not None or operation.status == OperationStatus.UNDOING
@@ -247,6 +251,7 @@ def claim(pk: str) -> Attempt | None:
             return None
         me, now = identity(), timezone.now()
         facts: dict[str, Any] = {"attempt": operation.attempt + 1, "holder": me, "beats": operation.beats + 1}
+        facts["beat_at"] = now
         if operation.status == OperationStatus.QUEUED:
             facts |= {"status": OperationStatus.RUNNING, "started_at": now}
         free = Operation.objects.filter(pk=pk, holder="", status=operation.status, attempt=operation.attempt)
@@ -304,7 +309,7 @@ class Attempt:
             mine = self._mine().filter(status=operation.status)
             if operation.status == OperationStatus.RUNNING and self.may_return:
                 mine = mine.filter(cancelled_by=None)
-            if not mine.update(beats=F("beats") + 1, **facts):
+            if not mine.update(**_beat(), **facts):
                 if self._mine().filter(status=operation.status).exists():
                     raise Cancelled
                 raise Lost
@@ -341,7 +346,7 @@ class Attempt:
         with transaction.atomic():
             facts = {"status": OperationStatus.UNDOING, "outcome": outcome, "reason": reason, "strikes": 0}
             facts |= {"waiting_since": None}
-            if not self._mine().filter(status=OperationStatus.RUNNING).update(beats=F("beats") + 1, **facts):
+            if not self._mine().filter(status=OperationStatus.RUNNING).update(**_beat(), **facts):
                 raise Lost
             operation.refresh_from_db()
             with _whatever_comes(operation) if poison else nullcontext():
@@ -353,7 +358,7 @@ class Attempt:
         """Let go without ending it; the next claim goes on. A strike says that this attempt went wrong."""
         strikes = F("strikes") + 1 if strike else F("strikes")
         self._mine().filter(status__in=LIVE).update(
-            holder="", attempt=F("attempt") + 1, strikes=strikes, beats=F("beats") + 1, **facts
+            holder="", attempt=F("attempt") + 1, strikes=strikes, **_beat(), **facts
         )
 
     def observe(self) -> InstanceStatus | None:
@@ -607,7 +612,8 @@ def _let_go(signum: int, frame: object) -> None:
 def take_away(pk: str, *, attempt: int, beats: int) -> bool:
     """Free an operation from a holder that died or fell silent; its next write finds another attempt on the row."""
     silent = Operation.objects.filter(pk=pk, attempt=attempt, beats=beats, status__in=LIVE).exclude(holder="")
-    return bool(silent.update(holder="", attempt=F("attempt") + 1, strikes=F("strikes") + 1))
+    facts = {"holder": "", "attempt": F("attempt") + 1, "strikes": F("strikes") + 1, "beat_at": timezone.now()}
+    return bool(silent.update(**facts))
 
 
 def wait_for(attempt: Attempt, ready: Callable[[], bool], *, code: str, seconds: float | None = None) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 
 import redis
 from django.conf import settings
-from rq import Queue
+from rq import Queue, Worker
 from rq.job import Job
 
 FAILURES_KEPT = 24 * 3600  # seconds
@@ -16,6 +16,11 @@ FAILURES_KEPT = 24 * 3600  # seconds
 def _connection() -> redis.Redis:
     # Without redis-py's own retries: a click must not wait for a Redis that is down.
     return redis.Redis.from_url(settings.REDIS_URL, retry=None, socket_connect_timeout=1, socket_timeout=1)
+
+
+def listeners(queue: str) -> int:
+    """Workers that listen to it. One that was killed counts for a while. Raises ``redis.RedisError``."""
+    return len(Worker.all(queue=Queue(queue, connection=_connection())))
 
 
 def send(queue: str, operation: str) -> None:

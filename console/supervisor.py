@@ -29,6 +29,7 @@ from console.libvirtd import PrivateLibvirtd
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 LONG_WORKERS = 2  # per region
+WORKER_TTL = ("--worker-ttl", "60")  # one that was killed is missed after two minutes, not eight
 OPERATIONS_GET = 10.0  # seconds for a running operation to end
 LETTING_GO = 5.0  # seconds for its work-horse to let go of it
 GUESTS_GET = 20  # seconds for guests to shut down, before force
@@ -249,7 +250,7 @@ class Supervisor:
         self.step("demo", [*self.manage, "demo"], talks=True)
         for queue in settings.RQ_QUEUES:
             for number in range(LONG_WORKERS if queue.startswith("long-") else 1):
-                self.start(f"worker-{queue}-{number + 1}", [*self.manage, "rqworker", queue])
+                self.start(f"worker-{queue}-{number + 1}", [*self.manage, "rqworker", queue, *WORKER_TTL])
         self.start("keeper", [*self.manage, "keeper"])
         self.announce()
 

@@ -18,7 +18,7 @@ from django.views.i18n import set_language
 from django_rq.stats_views import stats_json
 from django_rq.urls import get_admin_urlpatterns
 
-from console import views
+from console import health, views
 from console.forms import SignInForm
 
 
@@ -60,6 +60,8 @@ urlpatterns = [
     path("language/", login_not_required(set_language), name="language"),
     path("theme/", views.theme, name="theme"),
     path("help/device-names/", views.device_names, name="help-device-names"),
+    path("healthz", health.healthz, name="healthz"),
+    path("readyz", health.readyz, name="readyz"),
     path("r/<region:region>/", include("compute.urls")),
     path("r/<region:region>/", include("images.urls")),
     path("admin/queue/", include((queue_pages, "django_rq"))),

@@ -52,7 +52,8 @@ class Capture(Long):
         attempt.beat()
         thawed = attempt.engine.thaw(instance.external_id)
         instant = captured.instant.isoformat() if captured.instant else None
-        with attempt.hold(work=attempt.keep(self.name, handle=handle, instant=instant)):
+        kept = attempt.keep(self.name, handle=handle, instant=instant)
+        with attempt.hold(work=kept, frozen_ms=captured.freeze_ms):
             facts = {
                 "consistency": captured.consistency,
                 "instant": captured.instant,
@@ -83,7 +84,7 @@ class Seal(Step):
         work = attempt.engine.seal(operation.pk, sizes)
         sealed = self._watch(attempt, work, dict.fromkeys(sizes))
         versions = attempt.engine.versions()
-        with attempt.hold():
+        with attempt.hold(stored_bytes=sum(file.stored for file in sealed.values())):
             Image.objects.filter(pk=operation.image_id).update(versions=versions)
             for mapping in DeviceMapping.objects.filter(image=operation.image_id).select_related("snapshot"):
                 _write(mapping, sealed[mapping.device])

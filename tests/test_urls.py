@@ -37,6 +37,9 @@ TABLE: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "logout": (NOT_FOR_GET, ON),
     "language": (ON, ON),
     "theme": (NO, ON),
+    "healthz": ((200, 200, 200, 200), NO),
+    # No keeper is at work: see tests/console/test_health.py.
+    "readyz": ((503, 503, 503, 503), NO),
     "help-device-names": (PAGE, NOT_FOR_GET),
     "instances": (PAGE, NOT_FOR_GET),
     "instances-poll": (PAGE, NOT_FOR_GET),
