@@ -166,7 +166,9 @@ class Instance(Stateful):
         verbose_name = _("instance")
         verbose_name_plural = _("instances")
         constraints = [models.UniqueConstraint(fields=["region", "external_id"], name="one_row_per_engine_instance")]
-        indexes = [models.Index(fields=["thaw_owed"], condition=Q(thaw_owed__isnull=False), name="thaws_owed")]
+        indexes = [
+            models.Index(fields=["region", "thaw_owed"], condition=Q(thaw_owed__isnull=False), name="thaws_owed")
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -378,6 +380,10 @@ class Operation(models.Model):
         ]
         indexes = [
             models.Index(fields=["region", "created_at"], condition=Q(status__in=LIVE), name="live_operations"),
+            # The same for SQLite, which does not see that ``status IN (?, ?, ?)`` is the condition above.
+            models.Index(
+                fields=["region", "created_at"], condition=Q(ended_at__isnull=True), name="operations_not_ended"
+            ),
             # All that is counted of the past (console.metrics), so that no row has to be read for it.
             models.Index(
                 fields=["region", "kind", "status", "ended_at", "started_at", "stored_bytes", "frozen_ms"],

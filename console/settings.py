@@ -75,6 +75,9 @@ LIMIT_SILENCE = env.float("LIMIT_SILENCE", default=120.0)
 LIMIT_STALL = env.float("LIMIT_STALL", default=300.0)
 LIMIT_MAXIMUM = env.float("LIMIT_MAXIMUM", default=180.0)
 
+# Who has it may read /metrics; without one only staff may.
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
+
 # Database ------------------------------------------------------------------------------------------------------------
 
 DATABASES = {"default": database(env.str("DATABASE_URL", default=f"sqlite:///{DATA}/stillframe.sqlite3"))}

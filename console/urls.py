@@ -15,10 +15,11 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, register_converter
 from django.urls.converters import StringConverter
 from django.views.i18n import set_language
-from django_rq.stats_views import stats_json
+from django_rq.stats_views import prometheus_metrics, stats_json
 from django_rq.urls import get_admin_urlpatterns
 
 from console import health, views
+from console import metrics as figures
 from console.forms import SignInForm
 
 
@@ -48,6 +49,7 @@ queue_pages = [
     *get_admin_urlpatterns(view_wrapper=superusers_only),
     # Its front page links to its figures, which by themselves would be every staff user's.
     path("stats.json", superusers_only(stats_json), name="home_json"),
+    path("metrics", superusers_only(prometheus_metrics), name="metrics"),
 ]
 sign_in = accounts.LoginView.as_view(
     template_name="sign-in.html", authentication_form=SignInForm, redirect_authenticated_user=True
@@ -62,6 +64,7 @@ urlpatterns = [
     path("help/device-names/", views.device_names, name="help-device-names"),
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
+    path("metrics", figures.metrics, name="metrics"),
     path("r/<region:region>/", include("compute.urls")),
     path("r/<region:region>/", include("images.urls")),
     path("admin/queue/", include((queue_pages, "django_rq"))),

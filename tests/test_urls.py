@@ -40,6 +40,7 @@ TABLE: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "healthz": ((200, 200, 200, 200), NO),
     # No keeper is at work: see tests/console/test_health.py.
     "readyz": ((503, 503, 503, 503), NO),
+    "metrics": ((401, 403, 403, 200), NO),
     "help-device-names": (PAGE, NOT_FOR_GET),
     "instances": (PAGE, NOT_FOR_GET),
     "instances-poll": (PAGE, NOT_FOR_GET),

@@ -446,7 +446,7 @@ def test_R20_superusers_see_the_pages_of_the_queue(dana):
     admin, erin = signed_in(dana), signed_in(UserFactory(username="erin", is_staff=True))
     for name in ("jobs", "queue_details", "finished_jobs", "failed_jobs", "scheduled_jobs", "started_jobs", "workers"):
         assert admin.get(reverse(f"django_rq:{name}", args=[0])).status_code == 200
-    for name in ("home", "home_json"):
+    for name in ("home", "home_json", "metrics"):
         assert admin.get(reverse(f"django_rq:{name}")).status_code == 200
         assert erin.get(reverse(f"django_rq:{name}")).status_code == 403
 
