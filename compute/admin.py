@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from compute.models import Disk, Instance, Litter, Operation, Quota, Region, Resource, Snapshot
+from compute import operations
+from compute.models import Disk, Instance, Litter, LiveOperation, Operation, Quota, Region, Resource, Snapshot
 from compute.operations import give_up
 from compute.quotas import uses
-from compute.templatetags.look import kind, moment, sentence, size
+from compute.reasons import duration
+from compute.states import LIVE, OperationStatus
+from compute.templatetags.look import UNKNOWN, kind, moment, sentence, size
 
 User = get_user_model()
 if TYPE_CHECKING:  # generic for type checkers only
@@ -221,6 +229,110 @@ class OperationAdmin(ReadOnly):
     list_filter = ("status", "kind", "region")
     list_select_related = ("region", "asked_by")
     search_fields = ("id", "subject", "asked_by__username", "instance__id", "image__id")
+
+
+# What runs now: a page that is about this moment ---------------------------------------------------------------------
+
+
+@admin.display(description=_("Id"), ordering="id")
+def link(row: Operation) -> str:
+    """To the operation's own page, which stays when it has ended."""
+    return format_html('<a href="{}">{}</a>', reverse("admin:compute_operation_change", args=[row.pk]), row.pk)
+
+
+@admin.display(description=_("Owner"))
+def owner(row: Operation) -> Any:
+    """Of what it is about; where that is gone, who asked for it."""
+    subject = row.image or row.instance or row.disk or row.snapshot
+    return (subject and subject.owner) or row.asked_by
+
+
+@admin.display(description=_("Status"), ordering="status")
+def status(row: Operation) -> str:
+    label = row.get_status_display()
+    if row.cancelled_by is None or row.status == OperationStatus.UNDOING:
+        return label
+    return str(_("%(status)s, cancelled by %(by)s")) % {"status": label, "by": row.cancelled_by.get_username()}
+
+
+@admin.display(description=_("Holder"), ordering="holder")
+def holder(row: Operation) -> str:
+    """Its process number; the whole name, which says on which machine, when pointed at."""
+    parts = row.holder.split("/")
+    return format_html('<span title="{}">{}</span>', row.holder, parts[2] if len(parts) == 4 else row.holder or "–")
+
+
+@admin.display(description=_("Pulse"), ordering="beat_at")
+def pulse(row: Operation) -> str:
+    """How long ago its holder last beat, or for how long nobody has held it."""
+    age = {"time": duration(max(timezone.now() - (row.beat_at or row.created_at), timedelta()))}
+    return str(_("%(time)s ago") if row.holder else _("nobody for %(time)s")) % age
+
+
+@admin.display(description=_("Progress"))
+def progress(row: Operation) -> str:
+    """Bytes of the present phase, as far as they are known."""
+    if not row.progress:
+        return "–"
+    parts = row.progress["parts"].values()
+    if not parts or None in parts:
+        return str(UNKNOWN)
+    done, total = (sum(part[n] for part in parts) for n in (0, 1))
+    told = {"done": size(done), "total": size(total), "percent": total and done * 100 // total}
+    if row.progress.get("phase") == "check":
+        return str(_("%(done)s checked")) % told
+    return str(_("%(percent)d%%, %(done)s of %(total)s") if total else _("%(done)s copied")) % told
+
+
+@admin.register(LiveOperation)
+class LiveOperationAdmin(ReadOnly):
+    """On every region. Staff may cancel what can still be turned back (R22)."""
+
+    list_display_links = None
+    list_filter = ("region", "kind", "status")
+    list_select_related = ("region", "asked_by", "cancelled_by", "instance__owner", "image__owner", "disk__owner")
+    search_fields = OperationAdmin.search_fields
+    ordering = ("created_at",)
+    actions: Any = ("cancel",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).filter(status__in=LIVE)
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        what = [link, *map(shown, ("kind", "subject", "region")), owner, status]
+        return [*what, *map(shown, ("step", "attempt", "strikes")), holder, pulse, progress, shown("waiting_since")]
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[Any]:
+        return self.get_list_display(request)
+
+    get_readonly_fields = get_fields
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        return super().changelist_view(request, (extra_context or {}) | {"title": _("What runs now")})
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return request.user.is_staff
+
+    @admin.action(description=_("Cancel: stop the chosen operations and clean up after them"), permissions=["cancel"])
+    def cancel(self, request: HttpRequest, rows: QuerySet[Operation]) -> None:
+        # What has ended since the page was shown is no row of it any more, and is answered all the same.
+        chosen = {*rows.values_list("pk", flat=True), *request.POST.getlist(ACTION_CHECKBOX_NAME)}
+        turned = 0
+        for row in Operation.objects.filter(pk__in=chosen).order_by("created_at"):
+            if operations.cancel(row, request.user):
+                self.log_change(request, row, str(_("Cancelled.")))
+                turned += 1
+            else:
+                told = {"kind": kind(row), "subject": row.subject, "id": row.pk, "why": operations.too_late(row)}
+                refused = str(_("%(kind)s, %(subject)s (%(id)s) was not cancelled. %(why)s")) % told
+                self.message_user(request, refused, messages.WARNING)
+        if turned:
+            ended = ngettext(
+                "%(count)d operation was cancelled and is being cleaned up.",
+                "%(count)d operations were cancelled and are being cleaned up.",
+                turned,
+            )
+            self.message_user(request, ended % {"count": turned}, messages.SUCCESS)
 
 
 @admin.register(Litter)

@@ -209,6 +209,18 @@ def cancel(operation: Operation, by: Any) -> bool:
     return bool(changed)
 
 
+def too_late(operation: Operation) -> Refused:
+    """Why ``cancel`` did not, by what the row says now."""
+    operation.refresh_from_db()
+    if not operation.is_live:
+        return Refused("cancel-ended")
+    if operation.status == OperationStatus.UNDOING:
+        return Refused("cancel-undoing")
+    if operation.cancelled_by is not None:
+        return Refused("cancel-already", by=operation.cancelled_by.get_username())
+    return Refused("cancel-no-return")
+
+
 # Holding ---------------------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,10 @@ SENTENCES: dict[str, str | Promise] = {
     "running-already": _("%(instance)s is running already."),
     "stopped-already": _("%(instance)s is stopped already."),
     "wrong-status": _("Not possible in the present status of %(instance)s."),
+    "cancel-ended": _("Too late: it has ended."),
+    "cancel-undoing": _("Too late: it is being cleaned up already."),
+    "cancel-already": _("%(by)s has cancelled it already: it turns round as soon as its holder looks."),
+    "cancel-no-return": _("Too late: it cannot be turned back any more, it can only be brought to its end."),
     # The quota's resource has a sentence each, since a translation cannot be put together from words.
     "quota-images": _(
         "Not enough quota for images: %(used)s of %(limit)s are used and %(needed)s is needed. Delete "
