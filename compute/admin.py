@@ -284,12 +284,18 @@ def progress(row: Operation) -> str:
     return str(_("%(percent)d%%, %(done)s of %(total)s") if total else _("%(done)s copied")) % told
 
 
+@admin.display(description=_("Waiting since"), ordering="waiting_since")
+def waiting(row: Operation) -> str:
+    """For its region to answer."""
+    return moment(row.waiting_since) if row.waiting_since else "–"
+
+
 @admin.register(LiveOperation)
 class LiveOperationAdmin(ReadOnly):
     """On every region. Staff may cancel what can still be turned back (R22)."""
 
     list_display_links = None
-    list_filter = ("region", "kind", "status")
+    list_filter = ("region",)  # the page is wide, and it is short
     list_select_related = ("region", "asked_by", "cancelled_by", "instance__owner", "image__owner", "disk__owner")
     search_fields = OperationAdmin.search_fields
     ordering = ("created_at",)
@@ -299,8 +305,8 @@ class LiveOperationAdmin(ReadOnly):
         return super().get_queryset(request).filter(status__in=LIVE)
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
-        what = [link, *map(shown, ("kind", "subject", "region")), owner, status]
-        return [*what, *map(shown, ("step", "attempt", "strikes")), holder, pulse, progress, shown("waiting_since")]
+        what = [link, *map(shown, ("kind", "subject", "region")), owner, status, shown("step")]
+        return [*what, pulse, progress, waiting, *map(shown, ("attempt", "strikes")), holder]
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[Any]:
         return self.get_list_display(request)

@@ -579,7 +579,9 @@ def undo_again(operation: Operation) -> bool:
         attempt=F("attempt") + 1,
         ended_at=None,
     )
-    job.failing(row)
+    with about(row.pk):
+        job.failing(row)
+    _tell(row.pk, row.status, OperationStatus.UNDOING)
     log.warning("operation %s: had ended %s, and is undone again", row.pk, row.status)
     return True
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from django.db import transaction
+from django.utils import timezone
 
 from compute import operations
 from compute.actions import start
 from compute.models import Operation
-from compute.operations import give_up, perform
+from compute.operations import give_up, perform, undo_again
 from images.actions import cancel, create_image, delete_image
 from tests.factories import InstanceFactory, RegionFactory
 
@@ -121,6 +122,20 @@ def test_one_that_is_given_up_with_its_region(web, alice, arrows):
         (operation.pk, f"snapshot {snapshot.pk}", "creating → deleted"),
         (operation.pk, f"instance {web.pk}", "stopped → error"),
         (operation.pk, f"operation {operation.pk}", "queued → failed"),
+    ]
+
+
+def test_one_that_is_undone_again(web, alice, arrows):
+    image, operation, snapshot = make(web, alice)
+    Operation.objects.filter(pk=operation.pk).update(status="failed", ended_at=timezone.now())
+    arrows()
+    assert undo_again(operation)
+    perform(operation.pk)
+    assert arrows() == [
+        (operation.pk, f"image {image.pk}", "creating → error"),
+        (operation.pk, f"operation {operation.pk}", "failed → undoing"),
+        (operation.pk, f"snapshot {snapshot.pk}", "creating → deleted"),
+        (operation.pk, f"operation {operation.pk}", "undoing → failed"),
     ]
 
 
