@@ -61,8 +61,8 @@ def _record(region: Region, shown: Inventory, began: datetime) -> None:
             seen.append(row.pk)
     Instance.objects.filter(pk__in=seen).update(observed_at=began)
     for row in known.values():
-        # One younger than the look may simply have been made after it.
-        if row.created_at < began and row.status != InstanceStatus.PENDING:
+        # One younger than the look may simply have been made after it (one of the future: before the clock went back).
+        if not began <= row.created_at <= timezone.now() and row.status != InstanceStatus.PENDING:
             show(row, None, began)
 
 
@@ -134,8 +134,9 @@ def show(row: Instance, facts: InstanceFacts | None, began: datetime) -> None:
     to = status_of(facts)
     if to is None or row.status == to or not InstanceStatus(row.status).settled:
         return
-    if row.operations.filter(ended_at__gte=began).exists():
-        return  # looked at before that operation ended: too old to tell
+    # Looked at before that operation ended: too old to tell. An end in the future: the clock has stepped back since.
+    if row.operations.filter(ended_at__gte=began, ended_at__lte=timezone.now()).exists():
+        return
     try:
         row.move(to, reason=None)
     except Conflict:

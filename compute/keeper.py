@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.conf import settings
@@ -174,12 +174,14 @@ class Writer:
 
 
 class RegionWatch:
-    """One region: what it shows becomes rows, what is litter is discarded; and, in a thread of its own, who is frozen
+    """One region: what it shows becomes rows, what is litter is discarded; and, in threads of their own, who is frozen
     is thawed.
     """
 
     def __init__(self, region: str) -> None:
         self.region = region
+        self.owing: dict[str, tuple[datetime, float]] = {}  # since when by the row, and first seen by our own clock
+        self.asking: dict[str, threading.Thread] = {}
 
     def look(self) -> None:
         try:
@@ -198,20 +200,37 @@ class RegionWatch:
                 log.warning("litter %s: still there", litter.key, exc_info=True)
 
     def thaw(self) -> None:
-        """Ask every guest that still owes a thaw. Whether the region answers is the inventory's to say."""
-        owing = Instance.objects.filter(region=self.region, thaw_owed__lt=timezone.now() - THAW_AFTER)
-        for row in owing:
-            try:
-                thawed = engine_for(self.region).thaw(row.external_id)
-            except EngineError as error:
-                log.info("instance %s: not thawed: %s", row.pk, error)
-                continue
+        """Ask every guest that still owes a thaw, each in a thread: one that hangs must keep no other frozen.
+
+        Whether the region answers is the inventory's to say.
+        """
+        now, seen = time.monotonic(), {}
+        for row in Instance.objects.filter(region=self.region).exclude(thaw_owed=None):
+            assert row.thaw_owed is not None
+            owed, first = self.owing.get(row.pk, (None, now))
+            seen[row.pk] = row.thaw_owed, first if owed == row.thaw_owed else now
+            # By the row's time, for a keeper just started; by our own clock, for the system's may step back.
+            age = max(timezone.now() - row.thaw_owed, timedelta(seconds=now - seen[row.pk][1]))
+            due = age > THAW_AFTER
+            if due and not (row.pk in self.asking and self.asking[row.pk].is_alive()):
+                self.asking[row.pk] = threading.Thread(target=self._thaw, args=(row,), daemon=True)
+                self.asking[row.pk].start()
+        self.owing = seen
+
+    def _thaw(self, row: Instance) -> None:
+        try:
+            if not engine_for(self.region).thaw(row.external_id):
+                return
             # While someone is at work on it, a freeze may still be on its way: asked, but not yet paid.
-            if not thawed or row.operations.live().filter(holding=True).exclude(holder="").exists():
-                continue
+            if row.operations.live().filter(holding=True).exclude(holder="").exists():
+                return
             # A capture that began meanwhile owes a thaw of its own: only the one that was seen is paid.
             if Instance.objects.filter(pk=row.pk, thaw_owed=row.thaw_owed).update(thaw_owed=None):
                 log.warning("instance %s: thawed, since whoever froze it did not say that it was", row.pk)
+        except (EngineError, DatabaseError) as error:
+            log.info("instance %s: not thawed: %s", row.pk, error)
+        finally:
+            connection.close()
 
 
 class Keeper:

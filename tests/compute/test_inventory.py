@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from django.db import connection
@@ -123,6 +124,21 @@ def test_an_old_look_does_not_overrule_an_operation_that_ended_since(folder):
     inventory.show(row, facts(Power.RUNNING), inventory.timezone.now())
     row.refresh_from_db()
     assert row.status == "running"
+
+
+def test_after_the_clock_has_stepped_back_looks_still_count(folder, alice):
+    """R24: what ended, or was made, in what is now the future must not hide an hour of what is to be seen."""
+    row = folder.instance("web-1", alice, vda="cloud")
+    hence = inventory.timezone.now() + timedelta(hours=1)
+    OperationFactory(instance=row, status="done", ended_at=hence)
+    Instance.objects.update(created_at=hence)
+    inventory.show(row, facts(Power.RUNNING), inventory.timezone.now())
+    row.refresh_from_db()
+    assert row.status == "running"
+    (folder.root / "instances/web-1/instance.json").unlink()
+    inventory.sync(folder.region)
+    row.refresh_from_db()
+    assert row.status == "gone"
 
 
 def test_what_could_not_be_observed_after_an_operation_is_an_error(folder):

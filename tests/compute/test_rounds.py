@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -42,6 +43,14 @@ def freezer(folder, settings) -> type[Freezer]:
     regions._engine.cache_clear()
 
 
+def thawing(watch: RegionWatch | None = None) -> None:
+    """One round, and the ends of what it began."""
+    watch = watch or RegionWatch("folder-1")
+    watch.thaw()
+    for asking in watch.asking.values():
+        asking.join()
+
+
 def owing(name: str, seconds: float = 6) -> Instance:
     Freezer.frozen.add(name)
     return InstanceFactory(name=name, external_id=name, thaw_owed=timezone.now() - timedelta(seconds=seconds))
@@ -49,7 +58,7 @@ def owing(name: str, seconds: float = 6) -> Instance:
 
 def test_whoever_still_owes_after_five_seconds_is_thawed(freezer):
     row, early = owing("web-1"), owing("web-2", seconds=1)
-    RegionWatch("folder-1").thaw()
+    thawing()
     row.refresh_from_db()
     early.refresh_from_db()
     assert row.thaw_owed is None
@@ -57,11 +66,25 @@ def test_whoever_still_owes_after_five_seconds_is_thawed(freezer):
     assert freezer.frozen == {"web-2"}
 
 
+def test_a_clock_that_steps_back_keeps_nobody_frozen(freezer, monkeypatch):
+    """The row then seems to be of the future: the keeper's own clock decides."""
+    row = owing("web-1", seconds=-3600)
+    watch = RegionWatch("folder-1")
+    thawing(watch)
+    row.refresh_from_db()
+    assert row.thaw_owed is not None
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 6)
+    thawing(watch)
+    row.refresh_from_db()
+    assert row.thaw_owed is None
+
+
 def test_one_guest_that_does_not_answer_keeps_nobody_else_frozen(freezer):
     """Nor does it make the region unreachable: that is the inventory's to say."""
     rows = [owing(name) for name in ("hung-1", "odd-1", "web-1")]
     freezer.silent = {"hung-1"}
-    RegionWatch("folder-1").thaw()
+    thawing()
     for row in rows:
         row.refresh_from_db()
     assert [row.thaw_owed is None for row in rows] == [False, False, True]
@@ -72,13 +95,13 @@ def test_while_someone_is_at_work_a_thaw_is_asked_for_but_not_paid(freezer):
     """The freeze may still be on its way."""
     row = owing("web-1")
     operation = OperationFactory(instance=row, status="running", holder="someone")
-    RegionWatch("folder-1").thaw()
+    thawing()
     row.refresh_from_db()
     assert row.thaw_owed is not None
     assert freezer.frozen == set()
     operation.holder = ""
     operation.save()
-    RegionWatch("folder-1").thaw()
+    thawing()
     row.refresh_from_db()
     assert row.thaw_owed is None
 
