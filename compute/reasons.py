@@ -50,10 +50,18 @@ SENTENCES: dict[str, str | Promise] = {
     "unreachable": _("The region did not answer."),
     "region-given-up": _("An administrator gave its region up, since it did not answer."),
     "unexpected": _("Something unexpected happened; quote %(operation)s to your administrator."),
-    "gave-up": _("Given up after %(times)s attempts that did not survive."),
+    "gave-up": _(
+        "Given up after %(times)s attempts that did not survive. Try again; if it ends so again, tell your "
+        "administrator."
+    ),
     "cancelled": _("Cancelled by %(by)s."),
-    "stalled": _("Nothing moved for %(seconds)s seconds, so it was given up."),
-    "work-lost": _("What was copying vanished twice without saying why."),
+    "stalled": _(
+        "Nothing moved for %(seconds)s seconds, so it was given up. Try again; if it ends so again, tell your "
+        "administrator."
+    ),
+    "work-lost": _(
+        "What was copying vanished twice without saying why. Try again; if it ends so again, tell your administrator."
+    ),
     "undo-slow": _("Cleaning up took too long; it goes on in the background."),
     "undone-again": _(
         "Nobody was at work on it any more, so an administrator had what was left of it removed. Try again."
@@ -65,36 +73,67 @@ SENTENCES: dict[str, str | Promise] = {
         "The system did not shut down within %(seconds)s seconds. Stop it with force, or look at what keeps it busy."
     ),
     # What an engine says.
-    "no-room": _("The place for its files was taken away while it was made."),
+    "no-room": _(
+        "The place for its files was taken away while it was made. Try again; if it ends so again, tell your "
+        "administrator."
+    ),
     "store-short": _(
         "It does not fit into the image store, so nothing was copied: it takes up to %(needed_bytes)s, and of the "
         "%(free_bytes)s that are free others still have to write %(others_bytes)s and %(reserve_bytes)s stay in "
         "reserve. Choose fewer disks or delete images, then try again."
     ),
-    "store-full": _("The image store is full. Delete images or snapshots, then try again."),
-    "store-failed": _("The image store failed (%(errno)s)."),
-    "copy-failed": _("Reading or writing a disk failed (%(errno)s)."),
-    "copier-did-not-start": _("The copy could not be started on the host."),
-    "hostile-image": _("The copy of %(part)s is not a plain disk image (%(why)s) and was not published."),
-    "damaged-image": _("The copy of %(part)s is damaged and was not published."),
-    "check-failed": _("The copy of %(part)s could not be checked."),
-    "part-missing": _("The copy of %(part)s is missing."),
-    "other-parts": _("What was copied is not what was asked for; nothing was published."),
-    "engine-error": _("The region refused it (%(said)s)."),
-    "instance-vanished": _("The instance is not there any more on its region."),
+    "store-full": _(
+        "The image store filled up while the disks were copied, so the copy was thrown away. Delete images, then try "
+        "again."
+    ),
+    "store-failed": _("The image store failed (%(errno)s). Tell your administrator."),
+    "copy-failed": _(
+        "Reading or writing a disk failed (%(errno)s). What was copied is thrown away. Try again; if it ends so "
+        "again, tell your administrator."
+    ),
+    "copier-did-not-start": _(
+        "The copy could not be started on the host. Try again; if it ends so again, tell your administrator."
+    ),
+    "hostile-image": _(
+        "The copy of %(part)s is not a plain disk image (%(why)s) and was not published. Tell your administrator."
+    ),
+    "damaged-image": _(
+        "The copy of %(part)s is damaged and was not published. Try again; if it ends so again, tell your "
+        "administrator."
+    ),
+    "check-failed": _(
+        "The copy of %(part)s could not be checked. Try again; if it ends so again, tell your administrator."
+    ),
+    "part-missing": _("The copy of %(part)s is missing. Try again; if it ends so again, tell your administrator."),
+    "other-parts": _(
+        "What was copied is not what was asked for; nothing was published. Try again; if it ends so again, tell your "
+        "administrator."
+    ),
+    "engine-error": _("The region refused it (%(said)s). Tell your administrator."),
+    "instance-vanished": _(
+        "The instance is not there any more on its region. Ask your administrator what became of it."
+    ),
     "instance-stopped": _("The instance stopped while its disks were copied. Start it, then make the image again."),
     "instance-busy": _(
         "Another program copies or moves this instance's disks just now. Try again when it has finished."
     ),
     "instance-state": _("The instance changed its state just as the copy was to begin. Try again."),
     "instance-saved": _("The instance was saved to disk with its memory. Start it and shut it down, then try again."),
-    "disk-in-use": _("Another program has one of the disks open, so its bytes would not be of one instant."),
-    "stand-in-failed": _("The region could not open the disks of the stopped instance (%(said)s)."),
-    "capture-refused": _("The region refused to copy the disks (%(said)s)."),
+    "disk-in-use": _(
+        "Another program has one of the disks open, so its bytes would not be of one instant. End that program, then "
+        "try again."
+    ),
+    "stand-in-failed": _(
+        "The region could not open the disks of the stopped instance (%(said)s). Try again; if it ends so again, "
+        "tell your administrator."
+    ),
+    "capture-refused": _(
+        "The region refused to copy the disks (%(said)s). Try again; if it ends so again, tell your administrator."
+    ),
     "copier-vanished": _("What copied the disks was ended from outside. Try again."),
     "result-lost": _("Nobody can say how the copy ended, so it was thrown away. Try again."),
     "disk-vanished": _("%(device)s is not attached to the instance any more. Look at its disks, then try again."),
-    "disk-unreadable": _("The file of %(device)s cannot be read on the host."),
+    "disk-unreadable": _("The file of %(device)s cannot be read on the host. Tell your administrator."),
     "disk-encrypted": _("%(device)s is encrypted in a way that cannot be captured."),
     "disk-readonly": _("%(device)s is read-only, so it cannot be captured."),
     "disk-missing": _("The file of %(device)s is missing on the host."),

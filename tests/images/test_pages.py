@@ -316,7 +316,7 @@ def test_R10_an_image_in_error_says_why_that_it_cleans_up_and_then_what_was_obse
     operation = making(image, status="undoing", outcome="failed", reason=image.reason)
     for address in (page("image", image.pk), page("images")):
         html = browser.get(address).content.decode()
-        assert "The image store is full." in html
+        assert "The image store filled up" in html
         assert "Cleaning up" in html
     seen = {"power": "running", "at": timezone.now().isoformat()}
     Operation.objects.filter(pk=operation.pk).update(status="failed", ended_at=timezone.now())
