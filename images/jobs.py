@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 
 from django.utils import timezone
 
 from compute import inventory
-from compute.engines.base import Handle, Look, Part, Sealed, WorkState
+from compute.engines.base import EngineError, Handle, Look, Part, Sealed, Unreachable, WorkState
 from compute.models import Instance, Operation, Snapshot
 from compute.operations import Attempt, Job, Long, Step, Watch, wait_for
 from compute.space import why_not_fit
 from compute.states import InstanceStatus, SnapshotStatus
 from images.models import DeviceMapping, Image
 from images.states import ImageStatus
+
+log = logging.getLogger(__name__)
 
 
 class Room(Step):
@@ -46,11 +49,17 @@ class Capture(Long):
         assert instance is not None
         # Before the guest is asked: should we die between freeze and thaw, the keeper knows whom to thaw.
         with attempt.hold():
+            row = Instance.objects.get(pk=instance.pk)
             Instance.objects.filter(pk=instance.pk).update(thaw_owed=timezone.now())
+        owed_before = row.thaw_owed is not None
+        if owed_before:
+            # Whoever froze it died. A guest that is frozen cannot be frozen again, nor should it wait for our own thaw.
+            attempt.engine.thaw(instance.external_id)
         parts = tuple(Part(part["disk"], device) for device, part in operation.choices["parts"].items())
         handle, captured = attempt.engine.begin(operation.pk, instance.external_id, parts)
         attempt.beat()
-        thawed = attempt.engine.thaw(instance.external_id)
+        asked = captured.asked or owed_before
+        thawed = not asked or attempt.engine.thaw(instance.external_id)
         instant = captured.instant.isoformat() if captured.instant else None
         kept = attempt.keep(self.name, handle=handle, instant=instant)
         with attempt.hold(work=kept, frozen_ms=captured.freeze_ms):
@@ -71,6 +80,23 @@ class Capture(Long):
             if thawed:
                 Instance.objects.filter(pk=instance.pk).update(thaw_owed=None)
         return handle
+
+    def undo(self, attempt: Attempt) -> bool:
+        """A thaw that is still owed is asked for; when the guest does not answer, the keeper goes on asking."""
+        instance = attempt.operation.instance
+        if instance is None or not Instance.objects.filter(pk=instance.pk).exclude(thaw_owed=None).exists():
+            return True
+        try:
+            thawed = attempt.engine.thaw(instance.external_id)
+        except Unreachable:
+            raise
+        except EngineError:
+            log.warning("operation %s: not thawed", attempt.operation.pk, exc_info=True)
+            return True
+        if thawed:
+            with attempt.hold():
+                Instance.objects.filter(pk=instance.pk).update(thaw_owed=None)
+        return True
 
 
 class Seal(Step):

@@ -25,8 +25,8 @@ ELSEWHERE = ("qemu", "browser", "postgres")
 
 
 def _turn(item: pytest.Item) -> tuple[bool, int]:
-    """QEMU's first; of those the story, told in its order, since each part leaves its machines to the next."""
-    story = item.path.name == "test_story.py" and item.path.parent.name == "browser"
+    """QEMU's first; of those the stories, told in their order, since each part leaves its machines to the next."""
+    story = item.path.parent.name == "failures" or item.path.match("browser/test_story.py")
     line = item.reportinfo()[1] or 0
     return item.get_closest_marker("qemu") is None, line if story else 1 << 30
 

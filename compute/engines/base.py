@@ -142,6 +142,7 @@ class Captured:
     frozen: int | None = None  # file systems the freeze took
     thawed: int | None = None  # file systems our own thaw gave back
     freeze_ms: int | None = None
+    asked: bool = False  # was the guest asked to freeze, so that it may be frozen, now or later, whatever it answered
 
 
 @dataclass(frozen=True)

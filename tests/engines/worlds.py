@@ -291,9 +291,10 @@ class Guest:
     Started again when a test has stopped or killed it.
     """
 
-    def __init__(self, world: LibvirtWorld, cache: Path) -> None:
+    def __init__(self, world: LibvirtWorld, cache: Path, files: Mapping[str, bytes] | None = None) -> None:
         system = world.root / "guest-vda.qcow2"
-        build_guest(system, cache, size=64 * MIB, hostname="counts", counter="/dev/vdb /dev/vdc /dev/vdd 500")
+        counts = "/dev/vdb /dev/vdc /dev/vdd 500"
+        build_guest(system, cache, size=64 * MIB, hostname="counts", counter=counts, files=files)
         self.a, self.b, self.c = (world.root / f"guest-{device}" for device in ("vdb", "vdc", "vdd"))
         for path in (self.a, self.b, self.c):
             path.write_bytes(bytes(4096) + noise(path.name, 64)[4096:])

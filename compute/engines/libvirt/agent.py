@@ -50,13 +50,19 @@ def thawed(dom: Any) -> bool:
     """
     try:
         dom.agentSetResponseTimeout(FREEZE_SECONDS, 0)
-        dom.fsThaw()
+        try:
+            dom.fsThaw()
+        except lv.libvirtError as error:
+            # It answered, with an error of its own: then what it says of its state counts.
+            if error.get_error_code() != lv.VIR_ERR_INTERNAL_ERROR:
+                raise
         return bool(_command(dom, "guest-fsfreeze-status") == "thawed")
     except _NoAgent:
         return False
     except lv.libvirtError as error:
         never = (lv.VIR_ERR_OPERATION_INVALID, lv.VIR_ERR_ARGUMENT_UNSUPPORTED, lv.VIR_ERR_NO_DOMAIN)
-        if error.get_error_code() in never:
+        # An agent that knows neither question knows none that freezes.
+        if error.get_error_code() in (*never, lv.VIR_ERR_INTERNAL_ERROR):
             return True
         if error.get_error_code() == lv.VIR_ERR_AGENT_UNRESPONSIVE:
             return False

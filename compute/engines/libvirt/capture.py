@@ -57,8 +57,9 @@ def begin(conn: Any, room: Room, instance: str, parts: tuple[Part, ...], domain_
         # The one who began died before the note was written: what it froze and thawed, nobody knows.
         if worker is dom:
             agent.thaw(dom)
+        asked = worker is dom
         began = datetime.now(UTC) - timedelta(milliseconds=worker.jobStats().get("time_elapsed", 0))
-        captured = Captured(Consistency.CRASH if worker is dom else Consistency.OFFLINE, began)
+        captured = Captured(Consistency.CRASH if asked else Consistency.OFFLINE, began, asked=asked)
     else:
         for target in targets.values():
             target.unlink(missing_ok=True)  # of a job that nobody can say the end of
@@ -188,7 +189,8 @@ def _begin_running(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Pa
         # libvirt would wait half a minute for it and then refuse.
         raise EngineError("instance-busy")
     asked = time.monotonic()
-    frozen = agent.freeze(dom)
+    # One that is not connected hears nothing, now or later: then nothing is owed.
+    frozen = agent.freeze(dom) if facts.agent else None
     thawed = None
     try:
         instant = datetime.now(UTC)
@@ -197,11 +199,12 @@ def _begin_running(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Pa
         _wake(dom)
         raise
     finally:
-        thawed = agent.thaw(dom)
+        if facts.agent:
+            thawed = agent.thaw(dom)
     if frozen and thawed == frozen:
         milliseconds = round(1000 * (time.monotonic() - asked))
-        return Captured(Consistency.FROZEN, instant, frozen, thawed, milliseconds)
-    return Captured(Consistency.CRASH, instant, frozen, thawed)
+        return Captured(Consistency.FROZEN, instant, frozen, thawed, milliseconds, asked=True)
+    return Captured(Consistency.CRASH, instant, frozen, thawed, asked=facts.agent)
 
 
 def _begin_stopped(stand_in: Any, targets: Mapping[str, Path]) -> Captured:
