@@ -272,7 +272,7 @@ def pulse(row: Operation) -> str:
 @admin.display(description=_("Progress"))
 def progress(row: Operation) -> str:
     """Bytes of the present phase, as far as they are known."""
-    if not row.progress:
+    if not row.progress or row.status == OperationStatus.UNDOING:
         return "–"
     parts = row.progress["parts"].values()
     if not parts or None in parts:
@@ -295,9 +295,8 @@ class LiveOperationAdmin(ReadOnly):
     """On every region. Staff may cancel what can still be turned back (R22)."""
 
     list_display_links = None
-    list_filter = ("region",)  # the page is wide, and it is short
     list_select_related = ("region", "asked_by", "cancelled_by", "instance__owner", "image__owner", "disk__owner")
-    search_fields = OperationAdmin.search_fields
+    search_fields = (*OperationAdmin.search_fields, "kind", "region__name")  # filters would take the table's room
     ordering = ("created_at",)
     actions: Any = ("cancel",)
 

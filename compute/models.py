@@ -436,7 +436,7 @@ class LiveOperation(Operation):
     class Meta:
         proxy = True
         verbose_name = _("running operation")
-        verbose_name_plural = _("what runs now")
+        verbose_name_plural = _("running operations")
 
 
 class Litter(models.Model):

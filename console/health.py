@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +41,12 @@ class Part:
     name: str
     why: str = ""  # it is ill
     needed: bool = False
+    seen: datetime | None = None  # last, where that is known
+
+    @property
+    def told(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"well": False, "why": self.why} if self.why else {"well": True}
+        return told | {"seen": self.seen.isoformat(timespec="seconds")} if self.seen else told
 
 
 class Question(Generic[T]):
@@ -119,24 +125,22 @@ def _answer(name: str, question: Question[T]) -> T | None:
 
 
 def _of_rows(rows: Rows | None) -> Iterator[Part]:
-    now = timezone.now()
-    if rows is None:
-        why = "unknown: the database does not answer"
-    elif rows.pulse is None:
-        why = "never seen"
-    else:
-        why = "" if now - rows.pulse < KEEPER_BEATS_WITHIN else f"not seen since {_second(rows.pulse)}"
-    yield Part("keeper", why, needed=True)
+    yield _seen("keeper", rows, rows.pulse if rows else None, KEEPER_BEATS_WITHIN, needed=True)
     for name in settings.ENGINES:
         region = rows.regions.get(name) if rows else None
-        if rows is None:
-            why = "unknown: the database does not answer"
-        elif region is None or region.seen_at is None:
-            why = "never answered"
-        else:
-            recent = region.unreachable_since is None and now - region.seen_at < REGION_ANSWERS_WITHIN
-            why = "" if recent else f"no answer since {_second(region.seen_at)}"
-        yield Part(f"region {name}", why)
+        part = _seen(f"region {name}", rows, region.seen_at if region else None, REGION_ANSWERS_WITHIN)
+        yield replace(part, why="no answer") if region and region.unreachable_since else part
+
+
+def _seen(name: str, rows: Rows | None, seen: datetime | None, within: timedelta, *, needed: bool = False) -> Part:
+    """A part that is well if it was seen lately."""
+    if rows is None:
+        why = "unknown: the database does not answer"
+    elif seen is None:
+        why = "never seen"
+    else:
+        why = "" if timezone.now() - seen < within else "silent"
+    return Part(name, why, needed, seen)
 
 
 def _of_listeners(listeners: dict[str, int] | None) -> Iterator[Part]:
@@ -145,10 +149,6 @@ def _of_listeners(listeners: dict[str, int] | None) -> Iterator[Part]:
             yield Part(f"workers {queue}", "unknown: Redis does not answer")
         else:
             yield Part(f"workers {queue}", "" if listeners[queue] else "none")
-
-
-def _second(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
 
 
 @login_not_required
@@ -167,9 +167,5 @@ def readyz(request: HttpRequest) -> HttpResponse:
     found = parts()
     ready = not any(part.why for part in found if part.needed)
     status = "unready" if not ready else "degraded" if any(part.why for part in found) else "ready"
-    told: dict[str, Any] = {
-        part.name: {"well": False, "why": part.why} if part.why else {"well": True} for part in found
-    }
-    return JsonResponse(
-        {"status": status, "parts": told}, status=200 if ready else 503, json_dumps_params={"indent": 2}
-    )
+    told = {"status": status, "parts": {part.name: part.told for part in found}}
+    return JsonResponse(told, status=200 if ready else 503, json_dumps_params={"indent": 2})

