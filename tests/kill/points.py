@@ -186,10 +186,10 @@ def _watched(verb: str, engine: type[Engine]) -> Callable[..., Any]:
     original = getattr(engine, verb)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if broken and verb == broken[0] and not broken[1].exists():
-            raise EngineError("injected", verb=verb)
         if here:
             here.meet(f"engine {verb}", sys._getframe(1))
+        if broken and verb == broken[0] and not broken[1].exists():
+            raise EngineError("injected", verb=verb)
 
     def heard() -> None:
         if here and verb in CHANGING:
