@@ -65,9 +65,9 @@ def test_what_is_left_is_told_by_the_doctor():
     assert re.search(r"^ +doctor: op-\w+\.creating lies in the image store of folder-1, left behind", table, re.M)
 
 
-# What only a server does: each point loses its connection once; holders stopped while they hold locks.
+# What only a server does: a connection is lost at each write; holders are stopped while they hold locks.
 ON_POSTGRES = {
-    "connection": ("--kind", "create_image", "--victim", "PostgreSQL"),
+    "connection": ("--kind", "create_image", "--phase", "capture", "--victim", "PostgreSQL", "--point", "sql*"),
     "transaction": ("--kind", "stop", "--victim", "ghost", "--fault", "in a transaction"),
 }
 
