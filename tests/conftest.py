@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from django.conf import settings
@@ -22,6 +23,13 @@ from tests.settings import HOME
 from tests.world import Folder
 
 ELSEWHERE = ("qemu", "browser", "postgres")
+
+# The same examples each time, so that a failure is everybody's; `--hypothesis-profile=long` looks for others.
+EXAMPLES = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck), "stateful_step_count": 40}
+QUICKLY = (hypothesis.Phase.generate,)  # a shorter way to the same failure is worth minutes of `long` only
+hypothesis.settings.register_profile("test", max_examples=14, derandomize=True, phases=QUICKLY, **EXAMPLES)
+hypothesis.settings.register_profile("long", max_examples=500, print_blob=True, **EXAMPLES)
+hypothesis.settings.load_profile("test")
 
 
 def _turn(item: pytest.Item) -> tuple[bool, int]:

@@ -53,6 +53,11 @@ class Server:
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait()
 
+    @property
+    def version(self) -> str:
+        with self._connect() as connected:
+            return connected.execute("SHOW server_version").fetchone()[0].split()[0]
+
     def url(self, name: str) -> str:
         return f"postgres://{USER}@/{name}?host={self.directory}"
 
@@ -65,6 +70,11 @@ class Server:
     def drop(self, name: str) -> None:
         with self._connect() as connected:
             connected.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def end_connection(self, backend: int) -> None:
+        """As an administrator does, or a server that is restarted."""
+        with self._connect() as connected:
+            connected.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
 
     def _connect(self) -> psycopg.Connection:
         return psycopg.connect(host=str(self.directory), user=USER, dbname="postgres", autocommit=True)
@@ -87,11 +97,16 @@ def url_of_rows() -> str:
     return f"postgres://{about['USER']}@/{about['NAME']}?host={about['OPTIONS']['host']}"
 
 
+def see(url: str, *, idle_seconds: float = 30) -> None:
+    """This process sees the rows of that database from now on."""
+    _see(connections.configure_settings({"default": database(url, idle_seconds=idle_seconds)})["default"])
+
+
 @contextmanager
 def rows_in(url: str) -> Iterator[None]:
-    """This process sees the rows of that database."""
+    """Meanwhile."""
     kept = connections.settings["default"]
-    _see(connections.configure_settings({"default": database(url)})["default"])
+    see(url)
     try:
         yield
     finally:

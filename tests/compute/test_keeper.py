@@ -17,7 +17,9 @@ from compute.states import OperationStatus
 from images.actions import create_image
 from tests.processes import manage, slow_region, wait_until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.usefixtures("database")
+# Of a lock that PostgreSQL does not have.
+on_sqlite = pytest.mark.parametrize("_rows", ["sqlite"], indirect=True)
 MIB = 1 << 20
 
 
@@ -86,6 +88,7 @@ def test_a_stopped_holder_is_killed_and_followed(making, env, folder):
     assert_whole(making, folder)
 
 
+@on_sqlite
 def test_one_who_is_stopped_while_it_writes_is_killed_though_no_row_names_it(making, env, folder, child_env):
     """Between a claim's UPDATE and its commit, say: it holds SQLite's write lock, and nothing tells whose it is."""
     database = child_env["DATABASE_URL"].removeprefix("sqlite:///")
@@ -109,6 +112,7 @@ def test_one_who_is_stopped_while_it_writes_is_killed_though_no_row_names_it(mak
     assert writelock.holder() is None
 
 
+@on_sqlite
 def test_one_who_writes_for_long_is_let_alone(making, env, child_env):
     database = child_env["DATABASE_URL"].removeprefix("sqlite:///")
     migrating = (

@@ -14,7 +14,7 @@ from compute.operations import Attempt, Cancelled, Job, Lost, Step, claim, perfo
 from compute.regions import _engine
 from tests.factories import InstanceFactory, OperationFactory, RegionFactory
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.usefixtures("database")
 
 
 class Scripted(Step):

@@ -19,7 +19,7 @@ from images.rules import uses
 from tests.factories import ImageFactory
 from tests.world import Folder
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from compute.engines.folder import FolderEngine
 from compute.models import Operation, Region
 from compute.operations import Attempt
 from images.jobs import Room
+from tests.kill import world
 
 
 def _fence() -> None:
@@ -61,7 +62,12 @@ def _undo() -> None:
     Room.undo = lambda step, attempt: True  # type: ignore[method-assign]
 
 
-IN_ALL: dict[str, Callable[[], None]] = {"fence": _fence, "alarm": _alarm, "room": _room, "undo": _undo}
+def _idle() -> None:
+    """PostgreSQL keeps a transaction in which nothing happens."""
+    world.IDLE = 3600.0
+
+
+IN_ALL: dict[str, Callable[[], None]] = {"fence": _fence, "alarm": _alarm, "room": _room, "undo": _undo, "idle": _idle}
 IN_KEEPER: dict[str, Callable[[], None]] = {"kill": _kill, "judge": _judge, "lock": _lock}
 NAMES = (*IN_ALL, *IN_KEEPER)
 

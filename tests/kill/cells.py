@@ -135,6 +135,17 @@ def _doing(kind: str, one: Seen, seen: list[Seen]) -> Iterator[Cell]:
             yield _cell(kind, one, "copier", "SIGKILL always", "failed", "copier dies", **poison)
 
 
+def on_postgres(kind: str, seen: list[Seen]) -> Iterator[Cell]:
+    """What a server does besides: it ends a connection, and a transaction in which nothing happens."""
+    for one in seen:
+        if one.point.phase == "click":
+            continue
+        yield _cell(kind, one, "PostgreSQL", "ends the connection", "done", "disconnect")
+        if one.inside:
+            ghost: dict[str, object] = {"foreign": True, "alarmed": False, "revive": "after"}
+            yield _cell(kind, one, "ghost", "in a transaction", "done", "stop", **ghost)
+
+
 def _makes_room(one: Seen) -> bool:
     """Between its last hold and the making of the room."""
     return one.point.phase == "room" and one.point.what in ("before", "engine space", "engine make_room", "disk mkdir")

@@ -38,6 +38,7 @@ from tests.kill.cells import Cell
 from tests.kill.faults import ACTIONS
 from tests.kill.points import TIMES, Points, Seen
 from tests.kill.world import RATE, SCENARIOS, World, alice, image_again
+from tests.postgres import Server
 
 SPEED = 10  # the keeper's clock runs so much faster: its seconds are the product's, a cell's are fewer
 SILENCE = 3.0  # seconds
@@ -345,7 +346,7 @@ def _lives(pid: int) -> bool:
     return state not in "ZX"
 
 
-def direct(cell: Cell, template: Path, root: Path, without: frozenset[str]) -> NoReturn:
+def direct(cell: Cell, template: Path, root: Path, server: Server | None, without: frozenset[str]) -> NoReturn:
     """In a process of its own: play the cell in ``root``; the result is pickled there."""
     with (root.with_name(f"{root.name}.log")).open("wb", buffering=0) as log:
         os.dup2(log.fileno(), 1)
@@ -354,7 +355,7 @@ def direct(cell: Cell, template: Path, root: Path, without: frozenset[str]) -> N
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     processes.child_setup(signal.SIGKILL)
     try:
-        result = Director(cell, World.copy(template, root), without).run()
+        result = Director(cell, World.copy(template, root, server), without).run()
     except OperationalError as error:
         result = Result("blocked", 0.0, [f"the database did not answer: {error}"])
     except BaseException:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from compute import operations
 from compute.engines.base import EngineError, Unreachable
@@ -34,6 +34,11 @@ def _database(points: Points, world: World) -> NoReturn:
 
 def _disk(points: Points, world: World) -> NoReturn:
     raise OSError(errno.EIO, "injected")
+
+
+def _disconnect(points: Points, world: World) -> None:
+    if world.server and connection.connection is not None:
+        world.server.end_connection(connection.connection.info.backend_pid)
 
 
 def _die(points: Points, world: World) -> None:
@@ -96,6 +101,7 @@ ACTIONS: dict[str, Action] = {
     "silence": _silence,
     "database": _database,
     "disk": _disk,
+    "disconnect": _disconnect,
     "die": _die,
     "stop": _stop,
     "die together": _die_together,

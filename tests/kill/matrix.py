@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections import Counter
@@ -17,10 +18,11 @@ from typing import NamedTuple, Self
 
 from compute import operations
 from console import processes
-from tests.kill.cells import Cell, cancelled_late, control, matrix
+from tests.kill.cells import Cell, cancelled_late, control, matrix, on_postgres
 from tests.kill.director import Result, direct
 from tests.kill.points import Seen
 from tests.kill.world import SCENARIOS, make_template
+from tests.postgres import Server
 from tests.settings import HOME
 
 AGAIN = 3  # times a cell is played again whose fault did not happen
@@ -33,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 class Matrix:
-    def __init__(self, without: frozenset[str], jobs: int, *, keep: bool = False) -> None:
+    def __init__(self, without: frozenset[str], jobs: int, *, keep: bool = False, postgres: bool = False) -> None:
         self.without = without
         self.jobs = jobs
         self.keep = keep
@@ -41,16 +43,21 @@ class Matrix:
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.root = Path(tempfile.mkdtemp(prefix="stillframe-kill-", dir=memory))
         self.template = self.root / "template"
+        self.server = Server(self.root / "postgres") if postgres else None
         self.number = 0
 
     def __enter__(self) -> Self:
         processes.adopt_orphans()
         logging.disable()  # of this process; each cell has a log of its own
-        make_template(self.template)
+        if self.server:
+            self.server.__enter__()
+        make_template(self.template, self.server)
         gc.freeze()
         return self
 
     def __exit__(self, *raised: object) -> None:
+        if self.server:
+            self.server.__exit__()
         while left := processes.descendants(os.getpid()):
             processes.kill(left)
             with suppress(ChildProcessError):
@@ -59,6 +66,11 @@ class Matrix:
         if not self.keep:
             shutil.rmtree(self.root)
         shutil.rmtree(HOME, ignore_errors=True)
+
+    @property
+    def rows(self) -> str:
+        """What the rows are in, with its version."""
+        return f"PostgreSQL {self.server.version}" if self.server else f"SQLite {sqlite3.sqlite_version}"
 
     def cells(self) -> list[Cell]:
         """Every cell of every kind. A kind without a scenario, or a step without a cell, is an error."""
@@ -71,6 +83,8 @@ class Matrix:
         undone = {kind: self._points(cancelled_late(kind, seen[kind])) for kind in kinds}
         self.without = without
         cells = [cell for kind in kinds for cell in matrix(kind, seen[kind], undone[kind])]
+        if self.server:
+            cells += [cell for kind in kinds for cell in on_postgres(kind, seen[kind])]
         tried = {(cell.kind, cell.phase) for cell in cells}
         for kind, job in kinds.items():
             if missing := [step.name for step in job.steps if (kind, step.name) not in tried]:
@@ -94,7 +108,7 @@ class Matrix:
         root = self.root / str(self.number)
         pid = os.fork()
         if not pid:
-            direct(cell, self.template, root, self.without)
+            direct(cell, self.template, root, self.server, self.without)
         return pid, root
 
     def _result(self, root: Path) -> Result:
@@ -124,6 +138,8 @@ class Matrix:
                 else:
                     yield Outcome(cell, result)
                 if not (self.keep and result.wrong):
+                    if self.server:
+                        self.server.drop(root.name)
                     shutil.rmtree(root)
                     root.with_name(f"{root.name}.log").unlink()
             elif not pid:

@@ -95,7 +95,9 @@ class Points:
         step = self.attempt.operation.step if self.attempt else ""
         self.quiet = True
         try:
-            self.reached(Seen(point, label, connection.in_atomic_block, step), self)
+            # Django calls itself outside of a transaction when it is about to commit it.
+            inside = connection.in_atomic_block or what == "sql COMMIT"
+            self.reached(Seen(point, label, inside, step), self)
         finally:
             self.quiet = False
 
@@ -104,6 +106,8 @@ class Points:
         global here  # noqa: PLW0603 - the engine's wrapper looks for it
         here = self
         connection.execute_wrappers.append(self._sql)
+        if connection.vendor == "postgresql":
+            self._wrap_transactions()
         sys.addaudithook(self._audit)
         for job in operations.jobs().values():
             for step in job.steps:
@@ -118,6 +122,21 @@ class Points:
         if match and match[1] and context["cursor"].rowcount:
             self.writes.append(sql)
         return result
+
+    def _wrap_transactions(self) -> None:
+        """psycopg begins and ends them by itself: no ``execute_wrapper`` sees it."""
+        set_autocommit, commit = connection.set_autocommit, connection.commit
+
+        def beginning(autocommit: bool, *args: Any, **kwargs: Any) -> None:
+            if not autocommit:
+                self.meet("sql BEGIN", sys._getframe(1))
+            set_autocommit(autocommit, *args, **kwargs)
+
+        def committing() -> None:
+            self.meet("sql COMMIT", sys._getframe(1))
+            commit()
+
+        connection.set_autocommit, connection.commit = beginning, committing
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in DISK or self.quiet:

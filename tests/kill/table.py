@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import platform
 import signal
-import sqlite3
 import sys
 from collections import Counter
 from datetime import UTC, datetime
@@ -38,13 +37,16 @@ def main() -> int:
     for name in ("kind", "phase", "point", "victim", "fault"):
         parser.add_argument(f"--{name}", default="*", help="a shell pattern")
     parser.add_argument("--without", action="append", default=[], choices=NAMES, help="take this out first")
+    parser.add_argument("--database", default="sqlite", choices=("sqlite", "postgres"), help="where the rows are")
     parser.add_argument("--jobs", type=int, default=8, help="cells at a time")
     parser.add_argument("--keep", action="store_true", help="keep the directories of cells that fail")
     parser.add_argument("--list", action="store_true", help="only print the cells")
     chosen = parser.parse_args()
     # What a cell has made goes also when somebody has seen enough.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with Matrix(frozenset(chosen.without), chosen.jobs, keep=chosen.keep) as matrix:
+    on_postgres = chosen.database == "postgres"
+    with Matrix(frozenset(chosen.without), chosen.jobs, keep=chosen.keep, postgres=on_postgres) as matrix:
+        rows = matrix.rows
         cells = [
             cell
             for cell in matrix.cells()
@@ -62,13 +64,13 @@ def main() -> int:
         for outcome in matrix.play(cells):
             show(outcome)
             outcomes.append(outcome)
-    summarize(outcomes)
+    summarize(outcomes, rows)
     failed = sum(bool(outcome.result.wrong) for outcome in outcomes)
     say(f"{len(outcomes) - failed} passed, {failed} failed")
     return 1 if failed or not outcomes else 0
 
 
-def summarize(outcomes: list[Outcome]) -> None:
+def summarize(outcomes: list[Outcome], rows: str) -> None:
     """A line for each victim and fault: cells of each kind, how they ended, the slowest; and what they ran on."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
@@ -77,7 +79,7 @@ def summarize(outcomes: list[Outcome]) -> None:
     say(
         f"\n{platform.system()} {platform.release()}, Python {platform.python_version()}, Django {django.get_version()}"
     )
-    say(f"SQLite {sqlite3.sqlite_version}, {datetime.now(UTC):%Y-%m-%d}\n")
+    say(f"{rows}, {datetime.now(UTC):%Y-%m-%d}\n")
     say("| victim | fault | " + " | ".join(kinds) + " | ends | failed | slowest |")
     say("|---|---|" + "---|" * len(kinds) + "---|---|---|")
     for (victim, fault), group in groups.items():

@@ -63,3 +63,23 @@ def test_what_is_left_is_told_by_the_doctor():
     _, failed, table = play("--without", "undo", *WORTH["undo"], "--point", "engine make_room returned*")
     assert failed == 1, table
     assert re.search(r"^ +doctor: op-\w+\.creating lies in the image store of folder-1, left behind", table, re.M)
+
+
+# What only a server does: a connection is lost at each write; holders are stopped while they hold locks.
+ON_POSTGRES = {
+    "connection": ("--kind", "create_image", "--phase", "capture", "--victim", "PostgreSQL", "--point", "sql*"),
+    "transaction": ("--kind", "stop", "--victim", "ghost", "--fault", "in a transaction"),
+}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("what", ON_POSTGRES)
+def test_the_same_on_postgres(what):
+    _, failed, table = play("--database", "postgres", *ON_POSTGRES[what])
+    assert not failed, table
+
+
+@pytest.mark.postgres
+def test_cells_notice_that_postgres_keeps_a_stopped_transaction():
+    _, failed, table = play("--database", "postgres", "--without", "idle", *ON_POSTGRES["transaction"])
+    assert failed, table

@@ -1,4 +1,6 @@
-"""One cell's world: rows in an SQLite file, a folder region with two instances and an image, all in one directory.
+"""One cell's world: rows of its own, a folder region with two instances and an image, all in one directory.
+
+The rows are an SQLite file there, or a database of the same name on the matrix's own PostgreSQL.
 
 ``db-1`` has a local system disk and two cloud data disks, so that an image of it has a file of its own as well as
 snapshots; ``web-1`` has a switch. ``old`` is an image of ``db-1``.
@@ -34,9 +36,12 @@ from images.actions import create_image, delete_image
 from images.models import DeviceMapping, Image
 from images.rules import uses
 from tests.kill.points import watched
+from tests.postgres import Server, see
 
 REGION = "folder-1"
 SIZE = 128 << 10  # bytes of a disk, half of it a hole
+# Of a transaction on PostgreSQL in which nothing happens, in seconds: more than a holder's silence.
+IDLE = 4.0
 RATE = 160 << 10  # three disks are copied in about 1.2 s
 DISKS = {"db-1": {"vda": "local", "vdb": "cloud", "vdc": "cloud"}, "web-1": {"vda": "cloud"}}
 
@@ -115,10 +120,12 @@ SCENARIOS = {
 }
 
 
-def make_template(root: Path) -> None:
+def make_template(root: Path, server: Server | None) -> None:
     """The world as every cell finds it."""
     root.mkdir()
-    World(root).enter("WatchedFolder")
+    if server:
+        server.create(root.name)
+    World(root, server).enter("WatchedFolder")
     call_command("migrate", verbosity=0)
     get_user_model().objects.create(username="alice")
     FolderEngine.create(root / "folder")
@@ -141,17 +148,21 @@ def make_template(root: Path) -> None:
 @dataclass
 class World:
     root: Path
+    server: Server | None
     began: datetime = field(default_factory=timezone.now)
 
     @classmethod
-    def copy(cls, template: Path, root: Path) -> World:
+    def copy(cls, template: Path, root: Path, server: Server | None) -> World:
         shutil.copytree(template, root)
-        return cls(root)
+        if server:
+            server.create(root.name, template=template.name)
+        return cls(root, server)
 
     def enter(self, engine: str, rate: int | None = None) -> None:
         """From now on this process, and those it forks, see this world."""
-        connections.close_all()
-        connections.settings["default"]["NAME"] = str(self.root / "rows.sqlite3")
+        see(
+            self.server.url(self.root.name) if self.server else f"sqlite:///{self.root}/rows.sqlite3", idle_seconds=IDLE
+        )
         options = {"ROOT": str(self.root / "folder"), "RATE": rate}
         settings.ENGINES = {REGION: {"BACKEND": f"tests.kill.world.{engine}", "OPTIONS": options, "LONG_LIMIT": 2}}
 
