@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import timedelta
 
@@ -23,10 +24,13 @@ class Freezer(FolderEngine):
 
     frozen: set[str] = set()
     silent: set[str] = set()
+    hangs: threading.Event  # hung-2 answers once it is set
 
     def thaw(self, instance: str) -> bool:
         if instance in self.silent:
             raise Unreachable
+        if instance == "hung-2":
+            assert self.hangs.wait(30)
         if instance.startswith("odd"):
             raise EngineError("engine-error", said="unknown command")
         self.frozen.discard(instance)
@@ -38,7 +42,7 @@ def freezer(folder, settings) -> type[Freezer]:
     entry = settings.ENGINES["folder-1"] | {"BACKEND": "tests.compute.test_rounds.Freezer"}
     settings.ENGINES = {"folder-1": entry}
     regions._engine.cache_clear()
-    Freezer.frozen, Freezer.silent = set(), set()
+    Freezer.frozen, Freezer.silent, Freezer.hangs = set(), set(), threading.Event()
     yield Freezer
     regions._engine.cache_clear()
 
@@ -89,6 +93,23 @@ def test_one_guest_that_does_not_answer_keeps_nobody_else_frozen(freezer):
         row.refresh_from_db()
     assert [row.thaw_owed is None for row in rows] == [False, False, True]
     assert Region.objects.get().unreachable_since is None
+
+
+def test_one_guest_that_hangs_holds_up_nobody_else(freezer):
+    """A freeze elsewhere must not last until its time-out; nor is it asked again before it has answered."""
+    hung, other = owing("hung-2"), owing("web-1")
+    watch = RegionWatch("folder-1")
+    watch.thaw()
+    watch.asking[other.pk].join()
+    other.refresh_from_db()
+    assert other.thaw_owed is None
+    asking = watch.asking[hung.pk]
+    watch.thaw()
+    assert watch.asking[hung.pk] is asking
+    freezer.hangs.set()
+    asking.join()
+    hung.refresh_from_db()
+    assert hung.thaw_owed is None
 
 
 def test_while_someone_is_at_work_a_thaw_is_asked_for_but_not_paid(freezer):
