@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django.db.models import F
+
 from compute import keeper
 from compute.engines import processes
 from compute.engines.folder import FolderEngine
-from compute.models import Operation, Region
+from compute.models import InstanceQuerySet, Operation, Region
 from compute.operations import Attempt
 from images.jobs import Room
 from tests.kill import world
@@ -67,7 +69,26 @@ def _idle() -> None:
     world.IDLE = 3600.0
 
 
-IN_ALL: dict[str, Callable[[], None]] = {"fence": _fence, "alarm": _alarm, "room": _room, "undo": _undo, "idle": _idle}
+def _owed() -> None:
+    """No row says that a guest is going to be asked to freeze."""
+    update = InstanceQuerySet.update
+
+    def forgetting(rows: InstanceQuerySet, **facts: Any) -> int:
+        if facts.get("thaw_owed"):
+            facts["thaw_owed"] = F("thaw_owed")
+        return update(rows, **facts)
+
+    InstanceQuerySet.update = forgetting  # type: ignore[method-assign]
+
+
+IN_ALL: dict[str, Callable[[], None]] = {
+    "fence": _fence,
+    "alarm": _alarm,
+    "room": _room,
+    "undo": _undo,
+    "idle": _idle,
+    "owed": _owed,
+}
 IN_KEEPER: dict[str, Callable[[], None]] = {"kill": _kill, "judge": _judge, "lock": _lock}
 NAMES = (*IN_ALL, *IN_KEEPER)
 

@@ -7,7 +7,7 @@ same thing went wrong every time (poison), or when somebody cancelled.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compute import operations
 from tests.kill.points import CHANGING, Point, Seen
@@ -20,6 +20,12 @@ class Shot:
     point: Point
     action: str
     always: bool = False
+
+    def hits(self, met: Point) -> bool:
+        """Does it happen where this was met?"""
+        where = None if self.point.where is None else met.where
+        nth = self.point.nth if self.always else met.nth
+        return self.point == replace(met, where=where, nth=nth)
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,11 @@ class Cell:
     deaf: bool = False  # nobody hears a wake-up call
     litters: bool = False  # it ends by litter, which goes away when the fault is lifted
     record: bool = False
+    goes_on: bool = False  # the stopped keeper does, while a new image is made
+    engine: str = "folder"
 
     def __str__(self) -> str:
-        return f"{self.kind} · {self.phase} · {self.point} · {self.victim} {self.fault}"
+        return f"{self.engine} · {self.kind} · {self.phase} · {self.point} · {self.victim} {self.fault}"
 
 
 def control(kind: str, **facts: object) -> Cell:
@@ -77,6 +85,7 @@ def matrix(kind: str, seen: list[Seen], undone: list[Seen]) -> Iterator[Cell]:
 def _clicking(kind: str, one: Seen) -> Iterator[Cell]:
     end = "done" if one.point.category == "queue" else "nothing"
     yield _cell(kind, one, "web", "SIGKILL", end, "die")
+    yield _cell(kind, one, "web", "SIGSTOP, SIGKILL", end, "stop")
 
 
 def _cell(kind: str, one: Seen, victim: str, fault: str, end: str, action: str, **facts: object) -> Cell:
@@ -118,6 +127,10 @@ def _doing(kind: str, one: Seen, seen: list[Seen]) -> Iterator[Cell]:
         yield _cell(kind, one, "ghost", "revived early", "done", "stop", revive="early", **ghost)
         late = ghost | {"revive": "after", "cancelled_meanwhile": True}
         yield _cell(kind, one, "ghost", "cancelled, revived after", cancelled, "stop", **late)
+    elif one.point.what == "sql UPDATE compute_operation" and one.point.nth == 1:
+        # The holder is writing, so the keeper is not: stopped while it writes to SQLite it would hold up everybody.
+        yield _cell(kind, one, "keeper", "SIGSTOP for good", "done", "keeper stops")
+        yield _cell(kind, one, "keeper", "SIGSTOP, SIGCONT", "done", "keeper stops", goes_on=True)
     if category == "after":
         yield _cell(kind, one, "step", "done twice", "done", "taken away")
     poison = {"always": True}

@@ -36,13 +36,11 @@ from images.models import Image
 from tests.kill import ablations, points
 from tests.kill.cells import Cell
 from tests.kill.faults import ACTIONS
+from tests.kill.forks import forked
 from tests.kill.points import TIMES, Points, Seen
-from tests.kill.world import RATE, SCENARIOS, World, alice, image_again
-from tests.postgres import Server
+from tests.kill.world import RATE, SCENARIOS, Scenario, World, alice, image_again
 
 SPEED = 10  # the keeper's clock runs so much faster: its seconds are the product's, a cell's are fewer
-SILENCE = 3.0  # seconds
-DEADLINE = 30.0
 MISSED = ("the fault did not happen", "there was no copier")
 
 
@@ -50,6 +48,19 @@ class Fast:
     """``time`` for the keeper."""
 
     monotonic = staticmethod(lambda: time.monotonic() * SPEED)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds: the product's limits, and how long a cell waits."""
+
+    silence: float = 3.0
+    stall: float = 4.0
+    maximum: float = 5.0
+    thaw_after: float = 0.5
+    inventory_every: float = 0.5
+    settled: float = 3.0  # for the slate to be clean after the end
+    deadline: float = 30.0  # for the end
 
 
 @dataclass
@@ -65,19 +76,30 @@ class Result:
 
 
 class Director:
+    pace = Pace()
+
     def __init__(self, cell: Cell, world: World, without: frozenset[str]) -> None:
         self.cell = cell
         self.world = world
         self.without = without
-        self.scenario = SCENARIOS[cell.kind]
+        self.scenario = self.scenario_of(cell)
         self.control, self.keepers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.address = str(world.root / "worker.sock")
         self.pids: dict[str, int] = {}
 
+    def scenario_of(self, cell: Cell) -> Scenario:
+        return SCENARIOS[cell.kind]
+
+    def complaints(self) -> list[str]:
+        return self.world.complaints()
+
+    def diagnosis(self) -> list[str]:
+        return [f"doctor: {finding}" for finding in examine(queues=False)]
+
     def run(self) -> Result:
         processes.adopt_orphans()
-        began = time.monotonic()
         self._set_up()
+        began = time.monotonic()
         try:
             ended, wrong = self._play()
         finally:
@@ -88,7 +110,8 @@ class Director:
         return Result(ended, time.monotonic() - began, wrong)
 
     def _set_up(self) -> None:
-        settings.LIMIT_SILENCE, settings.LIMIT_STALL, settings.LIMIT_MAXIMUM = SILENCE, 4.0, 5.0
+        pace = self.pace
+        settings.LIMIT_SILENCE, settings.LIMIT_STALL, settings.LIMIT_MAXIMUM = pace.silence, pace.stall, pace.maximum
         operations.LOOK_EVERY = operations.UNDO_EVERY = 0.05
         wakeup.send = self._send
         if self.cell.broken:
@@ -101,23 +124,8 @@ class Director:
 
     # Processes -------------------------------------------------------------------------------------------------------
 
-    def fork(self, play: Callable[[], None]) -> int:
-        connections.close_all()
-        pid = os.fork()
-        if pid:
-            return pid
-        try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            # Nothing outlives its cell, not even what has been stopped.
-            processes.child_setup(signal.SIGKILL)
-            play()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-
     def start(self, name: str, play: Callable[[], None]) -> None:
-        self.pids[name] = pid = self.fork(play)
+        self.pids[name] = pid = forked(play)
         (self.world.root / f"{name}.new").write_text(str(pid))
         (self.world.root / f"{name}.new").rename(self.world.root / name)
 
@@ -138,13 +146,13 @@ class Director:
         inbox.bind(self.address)
         while True:
             operation = inbox.recv(100).decode()
-            os.waitpid(self.fork(lambda: self._horse(operation)), 0)  # noqa: B023 - called at once
+            os.waitpid(forked(lambda: self._horse(operation)), 0)  # noqa: B023 - called at once
 
     def _keeper(self) -> None:
         keeper.time = Fast
-        keeper.TICK, keeper.INVENTORY_EVERY, keeper.THAW_EVERY = 0.1, 0.5, 0.5
-        keeper.THAW_AFTER = timedelta(seconds=0.5)
-        settings.LIMIT_SILENCE = SILENCE * SPEED
+        keeper.TICK, keeper.INVENTORY_EVERY, keeper.THAW_EVERY = 0.1, self.pace.inventory_every, 0.5
+        keeper.THAW_AFTER = timedelta(seconds=self.pace.thaw_after * SPEED)
+        settings.LIMIT_SILENCE = self.pace.silence * SPEED
         director = self
 
         def start_child(writer: keeper.Writer, row: Operation) -> None:
@@ -183,16 +191,14 @@ class Director:
     def _reached(self, one: Seen, here: Points, seen: list[Seen]) -> None:
         seen.append(one)
         for number, shot in enumerate(self.cell.shots):
+            if not shot.hits(one.point):
+                continue
             if shot.always:
-                if one.point.place != shot.point.place:
-                    continue
                 self.world.mark("fired", str(os.getpid()))
                 with (self.world.root / "fires").open("a") as file:
                     file.write(".")
             else:
                 last = number == len(self.cell.shots) - 1
-                if one.point != shot.point:
-                    continue
                 if not self.world.mark("fired" if last else f"fired {number}", str(os.getpid())):
                     continue
             ACTIONS[shot.action](here, self.world)
@@ -203,7 +209,7 @@ class Director:
         """What goes on around: supervising, and forking for the keeper."""
         if select.select([self.control], [], [], 0.03)[0]:
             operation = self.control.recv(100).decode()
-            pid = self.fork(lambda: self._horse(operation))
+            pid = forked(lambda: self._horse(operation))
             with suppress(BrokenPipeError):
                 self.control.send(str(pid).encode())
         self._reap(restart=True)
@@ -225,8 +231,7 @@ class Director:
 
     def _play(self) -> tuple[str, list[str]]:
         cell, world = self.cell, self.world
-        web = self.fork(self._click)
-        self.until(lambda: not _lives(web), DEADLINE)
+        self._clicked(forked(self._click))
         if cell.end == "nothing":
             self.until(lambda: False, 0.3)
             if world.operation(cell.kind) is not None:
@@ -235,7 +240,7 @@ class Director:
         row = world.operation(cell.kind)
         if row is None:
             return "nothing", ["there is no operation"]
-        if not self.until(lambda: self._ended(row), DEADLINE):
+        if not self.until(lambda: self._ended(row), self.pace.deadline):
             row.refresh_from_db()
             return f"{row.status}…", [
                 f"still {row.status} at {row.step!r}, attempt {row.attempt}, held by {row.holder!r}"
@@ -254,6 +259,15 @@ class Director:
         self.scenario.click()
         if self.cell.record:
             self._recorded(seen)
+
+    def _clicked(self, web: int) -> None:
+        """One that was stopped is killed once it has been so for longer than the limits, when nobody waits for it."""
+        stopped = self.cell.victim == "web" and self.cell.shots[0].action == "stop"
+        if not self.until(lambda: not _lives(web), 2 * self.pace.silence if stopped else self.pace.deadline):
+            Litter.objects.filter(key="").update(key="")  # blocked, when it holds the database
+            row = self.world.operation(self.cell.kind)
+            assert row is None or row.status == "done", f"{row} is {row.status} while the web process is stopped"
+            os.kill(web, signal.SIGKILL)
 
     def _legal_end(self) -> str:
         """As the cell says; poison is what goes wrong every time, and not every attempt comes by every point again."""
@@ -291,14 +305,14 @@ class Director:
             wrong.append(MISSED[1])
         world.mark("lifted")
         # Litter goes by the keeper, and what is shown of an instance comes by its inventory: soon.
-        self.until(lambda: not world.complaints(), 3.0 if row is None or not cell.litters else 5.0)
-        wrong += world.complaints()
+        self.until(lambda: not self.complaints(), self.pace.settled + (2.0 if cell.litters else 0.0))
+        wrong += self.complaints()
         self.until(lambda: not world.copiers(), 2.0)
         wrong += [f"copier {pid} lives" for pid in world.copiers()]
         if (ghost := self._ghost()) is not None:
             before = world.everything()
             self._revive(ghost)
-            if not self.until(lambda: not _lives(ghost), DEADLINE):
+            if not self.until(lambda: not _lives(ghost), self.pace.deadline):
                 wrong.append("the ghost still lives")
             after = world.everything()
             wrong += [
@@ -308,7 +322,7 @@ class Director:
             ]
             if (wrote := world.marked("ghost-wrote")) is not None:
                 wrong.append(f"the ghost wrote {wrote}")
-        wrong += [f"doctor: {finding}" for finding in examine(queues=False)]
+        wrong += self.diagnosis()
         world.mark("over")
         return wrong or self._again(row)
 
@@ -317,15 +331,19 @@ class Director:
         try:
             if self.cell.kind == "delete_image" and self.cell.end in ("failed", "cancelled"):
                 self.scenario.click()
-                if not self.until(lambda: not Image.objects.filter(name="old").exists(), DEADLINE):
+                if not self.until(lambda: not Image.objects.filter(name="old").exists(), self.pace.deadline):
                     return ["it could not be deleted again"]
+            if self.cell.goes_on:
+                self.until(lambda: False, self.pace.silence)
             image = image_again(self.scenario.instance)
+            if self.cell.goes_on:
+                os.kill(self.pids["keeper"], signal.SIGCONT)
         except Exception as error:
             return [f"a new image was refused: {type(error).__name__} {error}"]
-        if not self.until(lambda: Image.objects.get(pk=image.pk).status == "available", DEADLINE):
+        if not self.until(lambda: Image.objects.get(pk=image.pk).status == "available", self.pace.deadline):
             return [f"a new image is {Image.objects.get(pk=image.pk).status}"]
-        self.until(lambda: not self.world.complaints() and not self.world.copiers(), 3.0)
-        return [f"after a new image: {what}" for what in self.world.complaints()]
+        self.until(lambda: not self.complaints() and not self.world.copiers(), self.pace.settled)
+        return [f"after a new image: {what}" for what in self.complaints()]
 
 
 @dataclass
@@ -346,8 +364,8 @@ def _lives(pid: int) -> bool:
     return state not in "ZX"
 
 
-def direct(cell: Cell, template: Path, root: Path, server: Server | None, without: frozenset[str]) -> NoReturn:
-    """In a process of its own: play the cell in ``root``; the result is pickled there."""
+def direct(director: Callable[[], Director], root: Path) -> NoReturn:
+    """In a process of its own: play a cell in ``root``; the result is pickled there."""
     with (root.with_name(f"{root.name}.log")).open("wb", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -355,7 +373,7 @@ def direct(cell: Cell, template: Path, root: Path, server: Server | None, withou
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     processes.child_setup(signal.SIGKILL)
     try:
-        result = Director(cell, World.copy(template, root, server), without).run()
+        result = director().run()
     except OperationalError as error:
         result = Result("blocked", 0.0, [f"the database did not answer: {error}"])
     except BaseException:

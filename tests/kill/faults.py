@@ -52,17 +52,17 @@ def _stop(points: Points, world: World) -> None:
     world.mark("revived")
 
 
-def _kill_of(name: str) -> Action:
-    def kill(points: Points, world: World) -> None:
+def _signal_of(name: str, number: signal.Signals) -> Action:
+    def send(points: Points, world: World) -> None:
         if pid := world.marked(name):
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(int(pid), number)
 
-    return kill
+    return send
 
 
 def _die_together(points: Points, world: World) -> None:
-    _kill_of("worker")(points, world)
+    _signal_of("worker", signal.SIGKILL)(points, world)
     _die(points, world)
 
 
@@ -105,7 +105,8 @@ ACTIONS: dict[str, Action] = {
     "die": _die,
     "stop": _stop,
     "die together": _die_together,
-    "keeper dies": _kill_of("keeper"),
+    "keeper dies": _signal_of("keeper", signal.SIGKILL),
+    "keeper stops": _signal_of("keeper", signal.SIGSTOP),
     "cancel": _cancel,
     "taken away": _taken_away,
     "copier dies": _signal_copier(signal.SIGKILL),

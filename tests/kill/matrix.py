@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -19,14 +19,12 @@ from typing import NamedTuple, Self
 from compute import operations
 from console import processes
 from tests.kill.cells import Cell, cancelled_late, control, matrix, on_postgres
-from tests.kill.director import Result, direct
+from tests.kill.director import Director, Result, direct
 from tests.kill.points import Seen
-from tests.kill.world import SCENARIOS, make_template
+from tests.kill.world import SCENARIOS, World, make_template
 from tests.postgres import Server
-from tests.settings import HOME
 
 AGAIN = 3  # times a cell is played again whose fault did not happen
-LAST = 150.0  # seconds after which a cell's director itself is given up
 
 
 class Outcome(NamedTuple):
@@ -35,12 +33,15 @@ class Outcome(NamedTuple):
 
 
 class Matrix:
+    last = 150.0  # seconds after which a cell's director itself is given up
+    in_memory = True
+
     def __init__(self, without: frozenset[str], jobs: int, *, keep: bool = False, postgres: bool = False) -> None:
         self.without = without
         self.jobs = jobs
         self.keep = keep
         # In memory where there is such a place: what is tried is processes, not disks.
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        memory = "/dev/shm" if self.in_memory and os.access("/dev/shm", os.W_OK) else None
         self.root = Path(tempfile.mkdtemp(prefix="stillframe-kill-", dir=memory))
         self.template = self.root / "template"
         self.server = Server(self.root / "postgres") if postgres else None
@@ -51,9 +52,15 @@ class Matrix:
         logging.disable()  # of this process; each cell has a log of its own
         if self.server:
             self.server.__enter__()
-        make_template(self.template, self.server)
+        self.prepare()
         gc.freeze()
         return self
+
+    def prepare(self) -> None:
+        make_template(self.template, self.server)
+
+    def director(self, cell: Cell, root: Path) -> Director:
+        return Director(cell, World.copy(self.template, root, self.server), self.without)
 
     def __exit__(self, *raised: object) -> None:
         if self.server:
@@ -65,7 +72,6 @@ class Matrix:
                     pass
         if not self.keep:
             shutil.rmtree(self.root)
-        shutil.rmtree(HOME, ignore_errors=True)
 
     @property
     def rows(self) -> str:
@@ -108,17 +114,17 @@ class Matrix:
         root = self.root / str(self.number)
         pid = os.fork()
         if not pid:
-            direct(cell, self.template, root, self.server, self.without)
+            direct(lambda: self.director(cell, root), root)
         return pid, root
 
     def _result(self, root: Path) -> Result:
         try:
             result: Result = pickle.loads((root / "result").read_bytes())
         except FileNotFoundError:
-            return Result("?", LAST, ["its director died or was given up"])
+            return Result("?", self.last, ["its director died or was given up"])
         return result
 
-    def play(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
+    def play(self, cells: Sequence[Cell]) -> Generator[Outcome, None, None]:
         """Play them, several at a time; each as it ends."""
         waiting = list(reversed(cells))
         playing: dict[int, tuple[Cell, Path, float]] = {}
@@ -144,6 +150,6 @@ class Matrix:
                     root.with_name(f"{root.name}.log").unlink()
             elif not pid:
                 for pid, (_, _, began) in playing.items():
-                    if time.monotonic() - began > LAST:
+                    if time.monotonic() - began > self.last:
                         processes.kill([pid])
                 time.sleep(0.02)

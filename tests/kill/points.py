@@ -44,17 +44,13 @@ class Point:
     what: (
         str  # "before" and "after" the do or undo; "engine begin", "engine begin returned", "sql …", "disk …", "queue"
     )
-    where: tuple[tuple[str, int], ...]  # file and line of each frame of the product, innermost first
-    nth: int
+    # File and line of each frame of the product, innermost first. None: wherever it is, for a cell written by hand.
+    where: tuple[tuple[str, int], ...] | None
+    nth: int = 1
 
     @property
     def category(self) -> str:
         return self.what.split()[0]
-
-    @property
-    def place(self) -> tuple[Any, ...]:
-        """The same, however often it was met."""
-        return self.phase, self.what, self.where
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -28,6 +28,7 @@ from django.utils import timezone
 from compute import actions, inventory, operations
 from compute.engines.base import Abilities, EngineError, InstanceFacts, Power
 from compute.engines.folder import FolderEngine
+from compute.engines.store import RECORD
 from compute.models import Instance, Litter, Operation, Resource, Snapshot
 from compute.regions import engine_for
 from compute.states import LIVE, status_of
@@ -38,7 +39,7 @@ from images.rules import uses
 from tests.kill.points import watched
 from tests.postgres import Server, see
 
-REGION = "folder-1"
+REGION = "region-1"
 SIZE = 128 << 10  # bytes of a disk, half of it a hole
 # Of a transaction on PostgreSQL in which nothing happens, in seconds: more than a holder's silence.
 IDLE = 4.0
@@ -93,7 +94,7 @@ def alice() -> Any:
     return get_user_model().objects.get(username="alice")
 
 
-def _create(instance: str, name: str) -> Image:
+def create(instance: str, name: str) -> Image:
     row = Instance.objects.get(external_id=instance)
     disks = [disk.pk for disk in row.data_disks]
     return create_image(by=alice(), instance=row, name=name, description="", disks=disks)
@@ -104,7 +105,7 @@ def _delete() -> None:
 
 
 SCENARIOS = {
-    "create_image": Scenario("db-1", lambda: _create("db-1", "new")),
+    "create_image": Scenario("db-1", lambda: create("db-1", "new")),
     "delete_image": Scenario("db-1", _delete),
     "start": Scenario(
         "web-1",
@@ -140,7 +141,7 @@ def make_template(root: Path, server: Server | None) -> None:
         FolderEngine(REGION, {"ROOT": root / "folder"}).add_instance(name, name, described)
     inventory.sync(REGION)
     Instance.objects.update(owner=alice())
-    operations.perform(_create("db-1", "old").operations.get().pk)
+    operations.perform(create("db-1", "old").operations.get().pk)
     assert Image.objects.get().status == "available"
     connections.close_all()
 
@@ -150,6 +151,7 @@ class World:
     root: Path
     server: Server | None
     began: datetime = field(default_factory=timezone.now)
+    notes: ClassVar[tuple[str, ...]] = (RECORD,)  # beside the files of an image
 
     @classmethod
     def copy(cls, template: Path, root: Path, server: Server | None) -> World:
@@ -197,7 +199,11 @@ class World:
 
     def complaints(self) -> list[str]:
         """Everything here that no row explains, every row that nothing explains, every promise that is not kept."""
-        return [*self._files(), *self._rows(), *self._instances()]
+        return [*self._files(), *self._contents(), *self._rows(), *self._instances()]
+
+    @property
+    def store(self) -> Path:
+        return self.root / "folder" / "store"
 
     def _explained(self) -> dict[str, Snapshot | DeviceMapping]:
         files = (*Snapshot.objects.exclude(external_id=""), *DeviceMapping.objects.exclude(external_id=""))
@@ -205,8 +211,8 @@ class World:
 
     def _files(self) -> Iterator[str]:
         explained = self._explained()
-        expected = set(explained) | {f"{name.split('/')[0]}/sealed.json" for name in explained}
-        store = self.root / "folder" / "store"
+        expected = set(explained) | {f"{name.split('/')[0]}/{note}" for name in explained for note in self.notes}
+        store = self.store
         present = {str(path.relative_to(store)) for path in store.rglob("*") if not path.is_dir()}
         empty = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_dir() and not any(path.iterdir())}
         yield from (f"no row explains {name}" for name in sorted((present | empty) - expected))
@@ -219,12 +225,14 @@ class World:
         }
         missing = (name for name in sorted(expected - present) if name.split("/")[0] not in halfway)
         yield from (f"a row names {name}, which is not there" for name in missing)
+
+    def _contents(self) -> Iterator[str]:
         for image in Image.objects.filter(status="available"):
             for mapping in image.mappings.all():
                 source = self.root / "folder" / "instances" / "db-1" / f"{mapping.device}.raw"
                 if image.instance_name == "web-1":
                     source = source.parent.with_name("web-1") / source.name
-                file = store / mapping.file.external_id
+                file = self.store / mapping.file.external_id
                 if not mapping.file.external_id or not file.is_file() or file.read_bytes() != source.read_bytes():
                     yield f"{image.name} {mapping.device} is not what the disk was"
 
@@ -273,7 +281,7 @@ class World:
     def everything(self) -> dict[str, Any]:
         """All that a ghost could change, for comparing."""
         tables = (Operation, Image, Snapshot, DeviceMapping, Litter)
-        store = self.root / "folder" / "store"
+        store = self.store
         return {
             **{table.__name__: sorted(map(str, table.objects.values_list())) for table in tables},
             "Instance": sorted(map(str, Instance.objects.values_list("name", "status", "reason", "thaw_owed"))),
@@ -290,4 +298,4 @@ def _pids() -> list[int]:
 
 def image_again(instance: str) -> Image:
     """A new image of the same instance, as its owner would make it."""
-    return _create(instance, f"again-{timezone.now():%S%f}")
+    return create(instance, f"again-{timezone.now():%S%f}")

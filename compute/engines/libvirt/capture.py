@@ -230,6 +230,8 @@ def _created(conn: Any, xml: str, flags: int) -> Any:
     try:
         return conn.createXML(xml, flags)
     except lv.libvirtError as error:
+        if cut_off(error):
+            raise
         said = error.get_error_message() or ""
         raise EngineError("disk-in-use" if "lock" in said else "stand-in-failed", said=said) from error
 
@@ -240,6 +242,8 @@ def _backup(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Path]) ->
     try:
         dom.backupBegin(domain.backup_xml(facts, targets), None, 0)
     except lv.libvirtError as error:
+        if cut_off(error):
+            raise
         said = error.get_error_message() or ""
         raise EngineError("store-full" if "No space left" in said else "capture-refused", said=said) from error
 
