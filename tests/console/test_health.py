@@ -22,7 +22,7 @@ from compute.models import Pulse, Region
 from console import health
 from tests.processes import manage, wait_until
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from images.actions import cancel, create_image
 from images.models import Image
 from tests.factories import InstanceFactory, OperationFactory, RegionFactory
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
+pytestmark = pytest.mark.usefixtures("database")
 
 TOKEN = "of-nobody-but-prometheus"
 
