@@ -27,7 +27,7 @@ ELSEWHERE = ("qemu", "browser", "postgres")
 # The same examples each time, so that a failure is everybody's; `--hypothesis-profile=long` looks for others.
 EXAMPLES = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck), "stateful_step_count": 40}
 QUICKLY = (hypothesis.Phase.generate,)  # a shorter way to the same failure is worth minutes of `long` only
-hypothesis.settings.register_profile("test", max_examples=14, derandomize=True, phases=QUICKLY, **EXAMPLES)
+hypothesis.settings.register_profile("test", max_examples=20, derandomize=True, phases=QUICKLY, **EXAMPLES)
 hypothesis.settings.register_profile("long", max_examples=500, print_blob=True, **EXAMPLES)
 hypothesis.settings.load_profile("test")
 

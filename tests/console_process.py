@@ -24,9 +24,9 @@ LATER_START = 15
 
 
 class Console:
-    """Supervisor, workers, keeper, web, libvirtd and the demo's machines."""
+    """Supervisor, workers, keeper, web, libvirtd and the demo's machines. ``chosen``: of the user's environment."""
 
-    def __init__(self, home: Path, packages: Path) -> None:
+    def __init__(self, home: Path, packages: Path, **chosen: str) -> None:
         self.data = home / "data"
         self.data.mkdir(parents=True)
         # What the guests are made of was fetched once for all tests.
@@ -38,16 +38,16 @@ class Console:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.chosen = {"ENGINE": "libvirt"} | chosen
 
     def start(self, seconds: float) -> None:
         """Start it: the page has to answer within so many seconds, and the demo to be there within FIRST_START."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("STILLFRAME_", "REDIS_"))}
-        env |= {
+        env |= self.chosen | {
             "DJANGO_SETTINGS_MODULE": "console.settings",
             "STILLFRAME_ENV": "demo",
             "STILLFRAME_DATA": str(self.data),
             "STILLFRAME_SOCKETS": str(self.sockets),
-            "ENGINE": "libvirt",
             "PORT": str(self.port),
         }
         told = self.said().count("Sign in as")

@@ -33,6 +33,7 @@ from compute.operations import STRIKES, Attempt, Lost, claim, give_up, perform, 
 from compute.refusals import Refused
 from compute.states import LIVE
 from images.actions import cancel, create_image, delete_image
+from images.doctor import examine
 from images.models import DeviceMapping, Image
 from images.rules import uses
 from tests.factories import QuotaFactory
@@ -382,6 +383,7 @@ class Machine(RuleBasedStateMachine):
         for check in (self.quota_is_what_is_there, self.statuses_are_legal, self.locks_are_free_when_idle):
             check()
         self.files_and_rows_explain_each_other()
+        assert not [str(finding) for finding in examine(queues=False)]
 
     def _make_another(self, which: str) -> None:
         self.change_quota(images=20, snapshots=40)
