@@ -28,7 +28,7 @@ from django.db import OperationalError, connections
 
 from compute import keeper, operations, wakeup
 from compute.engines import processes as names
-from compute.models import Litter, Operation
+from compute.models import Litter, Operation, Region
 from compute.states import LIVE
 from console import processes
 from images.doctor import examine
@@ -231,6 +231,9 @@ class Director:
 
     def _play(self) -> tuple[str, list[str]]:
         cell, world = self.cell, self.world
+        if cell.victim == "keeper":
+            # Stopped before it has looked, it would leave a region that nobody has seen since the template was made.
+            self.until(lambda: Region.objects.filter(seen_at__gt=world.began).exists(), self.pace.deadline)
         self._clicked(forked(self._click))
         if cell.end == "nothing":
             self.until(lambda: False, 0.3)
