@@ -52,7 +52,7 @@ LIBVIRT_PACKAGES = (
     "qemu-utils",
 )
 # gettext for `make lint` alone: it tells whether a text is missing from the catalogues.
-TEST_PACKAGES = ("chromium", "fonts-noto-cjk", "gettext", "libfaketime", "postgresql")
+TEST_PACKAGES = ("chromium", "fonts-noto-cjk", "gettext", "postgresql")
 
 # What of root's environment reaches the account: how to get at packages, what to run, how to print.
 KEPT = ("CI", "COLUMNS", "ENGINE", "KILL_ARGS", "LANG", "PORT", "PYTEST_ARGS", "TERM", "TZ")

@@ -9,11 +9,9 @@ import json
 import signal
 import socket
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.utils import timezone
 
 from compute.models import Instance, Operation
 from compute.refusals import Refused
@@ -319,36 +317,6 @@ def test_a_worker_killed_between_freeze_and_thaw_is_followed(place: Place, guest
     assert first < 10
     assert operation.image is not None
     assert (operation.strikes, operation.image.thawed) == (1, operation.image.frozen)
-    clean(operation.pk)
-
-
-def test_a_clock_that_steps_back_an_hour_changes_nothing(place: Place, guest, alice, client, clean):
-    """Right after a freeze that the worker does not live to thaw: its row is of the future then."""
-    known = len(place.frozen())
-    clock = place.world.root / "clock"
-    clock.write_text("+1h")
-    place.env |= {
-        "LD_PRELOAD": "/usr/$LIB/faketime/libfaketime.so.1",
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    operation = place.making(guest, alice, "vdb")
-    with place.stuck("_backup", "SIGKILL", operation) as worker:
-        assert worker.wait(60) == -signal.SIGKILL
-    assert place.is_frozen()
-    operation.refresh_from_db()
-    assert operation.started_at > timezone.now() + timedelta(minutes=50)
-    clock.write_text("+0")
-    with place.keeper():
-        wait_until(lambda: not place.is_frozen(), seconds=15, what="the thaw")
-        wait_ended(operation)
-        paid()
-    available(operation, "frozen")
-    assert operation.ended_at < operation.started_at
-    assert all(seconds < 10 for seconds in place.frozen()[known:])
-    client.force_login(alice)
-    assert client.get(f"/r/kvm-1/images/{operation.image_id}/").status_code == 200
     clean(operation.pk)
 
 
