@@ -16,6 +16,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.utils import translation
 
+from compute import regions
 from console import translations, valkey
 from tests.factories import UserFactory
 from tests.postgres import Server, rows_in, url_of_rows
@@ -89,6 +90,12 @@ def private_redis(_session: redis.Redis) -> Iterator[redis.Redis]:
     """The tests' own Redis. Nothing queued by one test reaches the next."""
     yield _session
     _session.flushall()
+
+
+@pytest.fixture(autouse=True)
+def _own_engines() -> None:
+    """A region's name is all that an engine is found by, and the last test's region of that name is gone."""
+    regions._engine.cache_clear()
 
 
 @pytest.fixture(autouse=True)
