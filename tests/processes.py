@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+
+if TYPE_CHECKING:
+    from compute.models import Operation
 
 MANAGE = str(settings.BASE_DIR / "manage.py")
 
@@ -22,6 +25,17 @@ def wait_until(ready: Callable[[], Any], *, seconds: float = 30, what: str = "it
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.05)
     return answer
+
+
+def copying(operation: Operation) -> bool:
+    """Has a byte of it been copied?"""
+    operation.refresh_from_db()
+    return any(part and part[0] for part in operation.progress.get("parts", {}).values())
+
+
+def ended(operation: Operation) -> bool:
+    operation.refresh_from_db()
+    return not operation.is_live
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from compute.models import Operation
 from compute.operations import claim, identity, take_away
 from compute.states import OperationStatus
 from images.actions import create_image
-from tests.processes import manage, slow_region, wait_until
+from tests.processes import copying, ended, manage, slow_region, wait_until
 
 pytestmark = pytest.mark.usefixtures("database")
 # Of a lock that PostgreSQL does not have.
@@ -39,16 +39,6 @@ def env(child_env, folder, tmp_path):
 def making(web, alice) -> Operation:
     chosen = [disk.pk for disk in web.disks.filter(device="vdb")]
     return create_image(by=alice, instance=web, name="web-1-v1", description="", disks=chosen).operations.get()
-
-
-def copying(operation: Operation) -> bool:
-    operation.refresh_from_db()
-    return any(part and part[0] for part in operation.progress.get("parts", {}).values())
-
-
-def ended(operation: Operation) -> bool:
-    operation.refresh_from_db()
-    return not operation.is_live
 
 
 def assert_whole(operation: Operation, folder) -> None:

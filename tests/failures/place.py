@@ -22,7 +22,7 @@ from compute.models import Instance, Operation
 from console.libvirtd import PrivateLibvirtd
 from images.actions import create_image
 from tests.engines.worlds import LARGE, DiskSource, Guest, LibvirtWorld, noise, qemu_img, thin_disk
-from tests.processes import MANAGE, wait_until
+from tests.processes import MANAGE, copying, ended, wait_until
 
 REGION, SMALL = "kvm-1", "kvm-small"
 SMALL_MIB = 160
@@ -287,16 +287,6 @@ class Slowly:
     def __exit__(self, *_: object) -> None:
         self.over.set()
         self.thread.join()
-
-
-def copying(operation: Operation) -> bool:
-    operation.refresh_from_db()
-    return any(part and part[0] for part in operation.progress.get("parts", {}).values())
-
-
-def ended(operation: Operation) -> bool:
-    operation.refresh_from_db()
-    return not operation.is_live
 
 
 def wait_copying(operation: Operation) -> None:
