@@ -1,6 +1,6 @@
 """The product on PostgreSQL as a user meets it: `make run`'s processes and a real browser, on a region of files.
 
-docs/rules.md R1, R8, R11, R13, R18; the same on SQLite, with machines, is tests/browser/test_story.py.
+docs/rules.md R1, R8, R11, R13, R18. With machines, and on SQLite as well, it is tests/browser/test_story.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The product as a user meets it: `make run`'s processes, a real browser, real machines, and the bits beside the badge.
 
-All on one console: docs/rules.md R1–R13, R18, R20, R22, R24.
+All on one console, once with its rows in SQLite and once in PostgreSQL: docs/rules.md R1–R13, R18, R20, R22, R24.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ pytestmark = [pytest.mark.qemu, pytest.mark.browser]
 SECONDS = 60_000  # of Playwright, in ms: as long as a copy may take on a busy machine
 
 
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory, guest_cache: Path) -> Iterator[Console]:
-    console = Console(tmp_path_factory.mktemp("console"), guest_cache)
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def console(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guest_cache: Path
+) -> Iterator[Console]:
+    chosen = {}
+    if request.param == "postgres":
+        chosen["DATABASE_URL"] = request.getfixturevalue("postgres").create("story")
+    console = Console(tmp_path_factory.mktemp("console"), guest_cache, **chosen)
     try:
         console.start(FIRST_START)
         yield console

@@ -6,7 +6,6 @@ no root: a user namespace lets its maker mount, and a second one inside gives ev
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,34 +20,12 @@ from compute import inventory
 from compute.models import Instance, Operation
 from console.libvirtd import PrivateLibvirtd
 from images.actions import create_image
+from tests.engines import agent
 from tests.engines.worlds import LARGE, DiskSource, Guest, LibvirtWorld, noise, qemu_img, thin_disk
 from tests.processes import MANAGE, copying, ended, wait_until
 
 REGION, SMALL = "kvm-1", "kvm-small"
 SMALL_MIB = 160
-
-# The guest's agent, with a hook that writes down when file systems were frozen and thawed, and that can be slow.
-AGENT = b"""#!/bin/sh
-export PATH=/bin:/sbin:/usr/sbin
-chmod 755 /etc/hook
-while :; do
-    for port in /sys/class/virtio-ports/vport*; do
-        if [ "$(cat "$port/name" 2>/dev/null)" = org.qemu.guest_agent.0 ]; then
-            exec qemu-ga -p "/dev/${port##*/}" -t /run -l /run/qemu-ga.log -F/etc/hook
-        fi
-    done
-    usleep 100000
-done
-"""
-HOOK = b"""#!/bin/sh
-export PATH=/bin
-read -r up idle </proc/uptime
-if [ "$1" = freeze ]; then
-    [ -e /run/slow ] && sleep "$(cat /run/slow)" && read -r up idle </proc/uptime
-    rm -f /run/slow
-fi
-echo "$1 $up" >>/run/frozen
-"""
 
 
 class Apart:
@@ -101,8 +78,7 @@ class Place:
         self.libvirtd.start()
         self.libvirtd.wait_ready()
         self.world = LibvirtWorld(root, self.libvirtd)
-        files = {"/etc/init.d/agent": AGENT, "/etc/hook": HOOK}
-        self.guest = Guest(self.world, guest_cache, files)
+        self.guest = Guest(self.world, guest_cache, agent.FILES)
         self.plain = self._plain()
         self.env: dict[str, str] = {}
 
@@ -172,6 +148,10 @@ class Place:
     def keeper(self, **env: str) -> Any:
         return self.process(MANAGE, "keeper", **env)
 
+    def ahead(self, module: str, *words: str) -> Any:
+        """``python -m module …`` an hour ahead; SIGUSR1 steps its clock back."""
+        return self.process("-m", "tests.failures.clock", module, *words)
+
     # Rows --------------------------------------------------------------------------------------------------------
 
     def instance(self, external_id: str, owner: Any, region: str = REGION) -> Instance:
@@ -204,44 +184,21 @@ class Place:
     def shell(self, words: str) -> None:
         """Run this in the guest, and do not wait for it."""
         arguments = {"path": "/bin/sh", "arg": ["-c", f"export PATH=/bin:/sbin; {words}"]}
-        self._agent("guest-exec", **arguments)
+        with self.domain(self.guest.id) as dom:
+            agent.ask(dom, "guest-exec", **arguments)
 
     def read(self, path: str) -> str:
-        """A small file of the guest; "" when it is not there."""
-        import base64
-
-        import libvirt
-
-        try:
-            file = self._agent("guest-file-open", path=path)
-        except libvirt.libvirtError:
-            return ""
-        told = self._agent("guest-file-read", handle=file, count=1 << 16)
-        self._agent("guest-file-close", handle=file)
-        return base64.b64decode(told["buf-b64"]).decode()
+        with self.domain(self.guest.id) as dom:
+            return agent.read(dom, path)
 
     def is_frozen(self) -> bool:
-        return bool(self._agent("guest-fsfreeze-status") == "frozen")
-
-    def _agent(self, verb: str, **arguments: Any) -> Any:
-        import libvirt_qemu
-
         with self.domain(self.guest.id) as dom:
-            question = json.dumps({"execute": verb, "arguments": arguments} if arguments else {"execute": verb})
-            return json.loads(libvirt_qemu.qemuAgentCommand(dom, question, 10, 0))["return"]
+            return agent.is_frozen(dom)
 
     def frozen(self) -> list[float]:
-        """How many seconds each freeze since boot has lasted, as the guest saw it."""
-        began, lasted = None, []
-        for line in self.read("/run/frozen").splitlines():
-            what, up = line.split()
-            if what == "freeze":
-                began = float(up)
-            elif began is not None:
-                lasted.append(float(up) - began)
-                began = None
-        assert began is None, "it is frozen still"
-        return lasted
+        """How many seconds each freeze has lasted; see ``agent.freezes``."""
+        with self.domain(self.guest.id) as dom:
+            return agent.freezes(dom)
 
 
 class Slowly:

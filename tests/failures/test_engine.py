@@ -9,9 +9,11 @@ import json
 import signal
 import socket
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.utils import timezone
 
 from compute.models import Instance, Operation
 from compute.refusals import Refused
@@ -23,6 +25,7 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.qemu, pytest.mark.django_db(transaction=True)]
 
 STOPPED = "The instance stopped while its disks were copied. Start it, then make the image again."
+MOST_OF_AN_HOUR = timedelta(minutes=50)
 LOST = "Nobody can say how the copy ended, so it was thrown away. Try again."
 
 
@@ -317,6 +320,52 @@ def test_a_worker_killed_between_freeze_and_thaw_is_followed(place: Place, guest
     assert first < 10
     assert operation.image is not None
     assert (operation.strikes, operation.image.thawed) == (1, operation.image.frozen)
+    clean(operation.pk)
+
+
+# The clock steps back an hour ---------------------------------------------------------------------------------------
+
+
+def test_a_freeze_of_the_future_is_ended_in_time(place: Place, guest, alice, clean):
+    """The clock steps right after a freeze that its maker does not live to end."""
+    known = len(place.frozen())
+    operation = place.making(guest, alice, "vdb")
+    with place.ahead("tests.failures.stuck", "_backup", "SIGKILL", operation.pk) as worker:
+        assert worker.wait(60) == -signal.SIGKILL
+    assert place.is_frozen()
+    operation.refresh_from_db()
+    assert operation.started_at > timezone.now() + MOST_OF_AN_HOUR
+    with place.keeper():
+        wait_until(lambda: not place.is_frozen(), seconds=15, what="the thaw")
+        wait_ended(operation)
+        paid()
+    available(operation, "frozen")
+    assert all(seconds < 10 for seconds in place.frozen()[known:])
+    clean(operation.pk)
+
+
+def test_who_is_at_work_while_the_clock_steps_works_on(place: Place, guest, alice, client, clean):
+    """Worker and keeper both: nobody is taken for dead, and the region is looked at as before."""
+    operation = place.making(guest, alice, "vdc")
+    worker = place.ahead("manage", "perform", operation.pk)
+    keeper = place.ahead("manage", "keeper")
+    with Slowly(place.libvirtd.uri, guest, device="vdc") as slowly, worker as working, keeper as keeping:
+        wait_copying(operation)
+        wait_until(lambda: place.instance_row(guest).observed_at > timezone.now() + MOST_OF_AN_HOUR, what="a look")
+        for process in (working, keeping):
+            process.send_signal(signal.SIGUSR1)
+        place.world.engine().start(place.plain)
+        wait_until(lambda: place.instance_row(place.plain).status == "running", what="a look after the step")
+        slowly.hurry()
+        wait_ended(operation)
+        assert working.wait(30) == 0, "it was not taken for dead"
+        assert keeping.poll() is None
+    assert (operation.attempt, operation.strikes) == (1, 0)
+    assert operation.ended_at < operation.started_at
+    available(operation, "frozen")
+    client.force_login(alice)
+    assert client.get(f"/r/kvm-1/images/{operation.image_id}/").status_code == 200
+    place.world.engine().stop(place.plain, force=True)
     clean(operation.pk)
 
 

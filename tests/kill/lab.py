@@ -6,7 +6,6 @@ instant A ≥ B ≥ C and A − C ≤ 1. ``still`` is stopped and has noise on i
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -24,12 +23,14 @@ from compute.engines.libvirt.domain import DiskSource
 from console import processes
 from console.demo.guest import build_guest
 from console.libvirtd import PrivateLibvirtd
+from tests.engines import agent
 from tests.engines.worlds import BOOT, LARGE, LibvirtWorld, counter, qemu_img, until
 from tests.kill.forks import aside, forked
 
 MIB = 1 << 20
 BLOCK = 4096  # bytes that the counter writes
 NOISE = 8 * MIB
+FROZEN_AT_MOST = 10.0  # seconds
 COUNTS, STILL = "counts", "still"
 # The system disk of the one that counts is a whole guest; the others are noise.
 DISKS = {
@@ -112,6 +113,7 @@ class Lab:
             size=64 * MIB,
             hostname=COUNTS,
             counter="/dev/vdb /dev/vdc /dev/vdd 2000",
+            files=agent.FILES,
         )
         for machine, disks in DISKS.items():
             for device, format in disks.items():
@@ -159,6 +161,8 @@ class Lab:
         engine, identity = self.machines.engine(), self.ids[COUNTS]
         until(lambda: self.machines.facts(identity).agent, BOOT)
         assert engine.thaw(identity)
+        with self.machines.connected() as conn:
+            agent.forget_freezes(conn.lookupByName(COUNTS))
         before = self.written("vdd")
         until(lambda: self.written("vdd") > before)
         with self.machines.connected() as conn:
@@ -205,15 +209,17 @@ class Lab:
 
     def _frozen(self, dom: Any) -> Iterator[str]:
         import libvirt
-        import libvirt_qemu
 
         try:
-            answer = json.loads(libvirt_qemu.qemuAgentCommand(dom, '{"execute": "guest-fsfreeze-status"}', 5, 0))
+            if agent.is_frozen(dom):
+                yield "the guest is frozen"
+                return
+            yield from (
+                f"the guest was frozen for {took:.1f} s" for took in agent.freezes(dom) if took > FROZEN_AT_MOST
+            )
         except libvirt.libvirtError as error:
             yield f"the guest agent does not answer: {error}"
             return
-        if answer["return"] != "thawed":
-            yield f"the guest is {answer['return']}"
         before = self.written("vdd")
         try:
             until(lambda: self.written("vdd") > before, 5)
