@@ -56,10 +56,10 @@ def test_a_store_that_fills_up_in_the_middle_ends_the_copy_and_nothing_else(plac
     """The guest's own writes cannot be kept for the copy: QEMU pauses it, and it is let go on."""
     operation = place.making(guest, alice, "vdd", region=SMALL)
     filler = place.apart.seen / "of somebody else"
-    with Slowly(place.libvirtd.uri, guest, device="vdd") as slowly, place.worker(operation):
+    with place.slow("vdd", operation):
         wait_copying(operation)
         fill(filler)
-        slowly.hurry()
+        place.hurry(guest, "vdd")
         wait_ended(operation)
     told(
         operation,
