@@ -33,11 +33,13 @@ hypothesis.settings.register_profile("long", max_examples=500, print_blob=True, 
 hypothesis.settings.load_profile("test")
 
 
-def _turn(item: pytest.Item) -> tuple[bool, int]:
+def _turn(item: pytest.Item) -> tuple[bool, str, str, int]:
     """QEMU's first; of those the stories, told in their order, since each part leaves its machines to the next."""
-    story = item.path.parent.name == "failures" or item.path.match("browser/test_story.py")
-    line = item.reportinfo()[1] or 0
-    return item.get_closest_marker("qemu") is None, line if story else 1 << 30
+    other = item.get_closest_marker("qemu") is None
+    if item.path.parent.name != "failures" and not item.path.match("browser/test_story.py"):
+        return other, "~", "", 0  # after the stories, in any order
+    told_on = item.callspec.id if hasattr(item, "callspec") else ""
+    return other, str(item.path), told_on, item.reportinfo()[1] or 0
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
