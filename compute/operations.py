@@ -26,7 +26,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from django.conf import settings
-from django.db import OperationalError, transaction
+from django.db import InterfaceError, InternalError, OperationalError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 STRIKES = 3  # deaths a status survives before it is given up
 LOOK_EVERY = 0.5  # seconds between two looks at long work
 UNDO_EVERY = 0.5
+# The database failed, and not what was asked of it: locked, gone, standing by, or it ended our idle transaction.
+DATABASE_ILL = (OperationalError, InterfaceError, InternalError)
 
 
 class Lost(Exception):
@@ -119,6 +121,8 @@ class Watch:
         now, parts = time.monotonic(), look.parts
         known = [part for part in parts.values() if part is not None]
         done = sum(part[0] for part in known)
+        before = attempt.operation.progress
+        stood = before.get("phase") == self.phase and _done(before) == done
         if self.last is None or done != self.last[1]:
             if self.last is not None and now > self.last[0] and len(known) == len(parts):
                 rate = max(0.0, (done - self.last[1]) / (now - self.last[0]))
@@ -128,7 +132,9 @@ class Watch:
             raise EngineError("stalled", seconds=round(settings.LIMIT_STALL))
         elif now - self.moved_at > 5:
             self.rate = None  # nothing for a while: an old rate would be invented
-        if self.moved_at == now:
+        # Seen where an earlier attempt had left it, it has not moved: a region that answers every other time must not
+        # begin the count of its silences anew each time it does.
+        if self.moved_at == now and not stood:
             attempt.operation.waiting_since = None
         attempt.beat(
             waiting_since=attempt.operation.waiting_since,
@@ -138,6 +144,10 @@ class Watch:
                 "rate": self.rate and round(self.rate),
             },
         )
+
+
+def _done(progress: dict[str, Any]) -> int:
+    return sum(part[0] for part in progress["parts"].values() if part)
 
 
 class Job:
@@ -340,7 +350,7 @@ class Attempt:
         began = operation.work.get(step.name) or {"began": timezone.now().isoformat()}
         facts: dict[str, Any] = {"step": step.name, "work": operation.work | {step.name: began}}
         if step.name != operation.step:
-            facts["waiting_since"] = None
+            facts |= {"waiting_since": None, "strikes": 0}
         self.beat(**facts)
 
     def keep(self, step: str, **facts: Any) -> dict[str, Any]:
@@ -453,7 +463,7 @@ def _walk(attempt: Attempt) -> None:
         with attempt.hold(status=OperationStatus.DONE, holder="", ended_at=timezone.now()):
             job.finish(operation)
             _tell(operation.pk, OperationStatus.RUNNING, OperationStatus.DONE)
-    except (Lost, Unreachable, OperationalError):
+    except (Lost, Unreachable, *DATABASE_ILL):
         raise
     except Cancelled:
         operation.refresh_from_db(fields=["cancelled_by"])

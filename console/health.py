@@ -139,7 +139,8 @@ def _seen(name: str, rows: Rows | None, seen: datetime | None, within: timedelta
     elif seen is None:
         why = "never seen"
     else:
-        why = "" if timezone.now() - seen < within else "silent"
+        # In the future: the clock has stepped back, and whoever lives has been seen since.
+        why = "" if abs(timezone.now() - seen) < within else "silent"
     return Part(name, why, needed, seen)
 
 

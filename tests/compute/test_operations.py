@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, InterfaceError, InternalError, OperationalError, transaction
+from django.utils import timezone
 
 from compute import operations, wakeup
 from compute.engines.base import EngineError, Look, Unreachable, WorkState
@@ -223,6 +225,78 @@ def test_while_the_region_does_not_answer_it_waits_without_a_strike(job, operati
     perform(operation.pk)
     assert ended(operation) == ("done", "")
     assert operation.waiting_since is None
+
+
+def test_a_region_that_answers_every_other_time_does_not_keep_work_that_stands_still_alive(job, operation):
+    """R24: each of its looks succeeds, and each next one does not; no byte has moved since the first."""
+
+    def looks_once(attempt):
+        operations.Watch().see(attempt, Look(WorkState.RUNNING, {"vda": (20, 100)}))
+        raise Unreachable
+
+    job.first.does = looks_once
+    for round in range(12):
+        perform(operation.pk)
+        # The keeper sees it answer, a while later.
+        Region.objects.update(seen_at=timezone.now() + timedelta(seconds=2))
+        if ended(operation)[0] == "failed":
+            break
+    assert ended(operation) == ("failed", "")
+    assert operation.reason["code"] == "gave-up"
+    assert round < 8
+
+
+def test_a_region_that_answers_every_other_time_is_waited_for_as_long_as_bytes_move(job, operation):
+    moved = iter(range(1, 9))
+
+    def looks_once(attempt):
+        done = next(moved)
+        operations.Watch().see(attempt, Look(WorkState.RUNNING, {"vda": (done, 100)}))
+        if done < 8:
+            raise Unreachable
+
+    job.first.does = looks_once
+    for _ in range(8):
+        perform(operation.pk)
+        Region.objects.update(seen_at=timezone.now() + timedelta(seconds=2))
+    assert ended(operation) == ("done", "")
+
+
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, InternalError])
+def test_a_database_that_fails_does_not_fail_the_work(job, operation, error):
+    """PostgreSQL says that it ended a transaction, since its holder was stopped in it, with an ``InternalError``."""
+    calls = []
+
+    def fails_once(attempt):
+        calls.append(1)
+        if len(calls) == 1:
+            raise error("terminating connection due to idle-in-transaction timeout")
+
+    job.second.does = fails_once
+    perform(operation.pk)
+    operation.refresh_from_db()
+    assert (operation.status, operation.holder, operation.strikes) == ("running", "", 1)
+    perform(operation.pk)
+    assert ended(operation) == ("done", "")
+
+
+def test_only_deaths_at_the_same_step_are_counted_together(job, operation):
+    """Twice in each: as often as one step survives."""
+
+    def die_twice(deaths):
+        def does(attempt):
+            deaths.append(1)
+            if len(deaths) <= 2:
+                row = Operation.objects.get(pk=attempt.operation.pk)
+                assert take_away(row.pk, attempt=row.attempt, beats=row.beats)
+                attempt.beat()
+
+        return does
+
+    job.first.does, job.second.does = die_twice([]), die_twice([])
+    for _ in range(5):
+        perform(operation.pk)
+    assert ended(operation) == ("done", "")
 
 
 def test_work_that_stands_still_is_given_up(job, operation, settings):

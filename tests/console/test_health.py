@@ -153,6 +153,15 @@ def test_a_keeper_that_is_silent_makes_it_unready(all_well):
     assert ready() == (503, "unready", {"keeper": "never seen"})
 
 
+def test_a_clock_that_steps_back_makes_nobody_well(all_well):
+    """What was last seen an hour from now has not been seen since."""
+    later = timezone.now() + timedelta(hours=1)
+    Pulse.objects.update(at=later)
+    Region.objects.update(seen_at=later)
+    code, status, ill = ready()
+    assert (code, status, ill) == (503, "unready", {"keeper": "silent", "region folder-1": "silent"})
+
+
 @pytest.mark.parametrize(
     "facts", [{"unreachable_since": timezone.now()}, {"seen_at": timezone.now() - timedelta(minutes=2)}]
 )
