@@ -42,10 +42,12 @@ class Copier:
         lock = self.open("copy.lock", os.O_RDWR | os.O_CREAT)
         if not take(lock):
             return  # another copier of this room was first
-        if self.exists("copy.result"):
+        order = json.load(sys.stdin) | {"instant": datetime.now(UTC).isoformat()}
+        # Its notes are taken away, the order's first, once it was seen to be done; what it copied stays.
+        ended = not self.exists("copy.json") and any(self.exists(part["target"]) for part in order["parts"].values())
+        if self.exists("copy.result") or ended:
             return  # and has finished: what it copied may be published by now
         os.ftruncate(lock, 0)
-        order = json.load(sys.stdin) | {"instant": datetime.now(UTC).isoformat()}
         self.write("copy.json", order)
         os.write(lock, str(os.getpid()).encode())
         try:

@@ -60,7 +60,7 @@ class FolderEngine(Engine):
     def __init__(self, region: str, options: Mapping[str, Any]) -> None:
         super().__init__(region, options)
         self.instances = Path(options["ROOT"]) / "instances"
-        self.store = Store(Path(options["ROOT"]) / "store", check_qcow2=False)
+        self.store = Store(Path(options["ROOT"]) / "store", check_qcow2=False, notes=COPIER_FILES)
         self.rate: int | None = options.get("RATE")
 
     @classmethod
@@ -89,7 +89,7 @@ class FolderEngine(Engine):
         return self.store.space()
 
     def holdings(self) -> list[Holding]:
-        held = self.store.holdings(COPIER_FILES)
+        held = self.store.holdings()
         for key in {holding.key for holding in held if holding.key}:
             room = self._room(key)
             if room is not None and (copier := _holder(room)):

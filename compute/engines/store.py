@@ -44,10 +44,14 @@ _STORED = re.compile(rf"({_NAME.pattern})/({_NAME.pattern}\.(?:{'|'.join(FORMATS
 class Store:
     """The directory of one region's images, ours alone (0700, no links followed)."""
 
-    def __init__(self, root: str | os.PathLike[str], *, check_qcow2: bool) -> None:
-        """``check_qcow2``: let ``qemu-img check`` walk each qcow2 file's tables before it is published."""
+    def __init__(self, root: str | os.PathLike[str], *, check_qcow2: bool, notes: Collection[str] = ()) -> None:
+        """``check_qcow2``: let ``qemu-img check`` walk each qcow2 file's tables before it is published.
+
+        ``notes``: names of files that the engine keeps in its rooms beside the parts.
+        """
         self.root = Path(root)
         self.check_qcow2 = check_qcow2
+        self.notes = {RECORD, *notes}
 
     def space(self) -> tuple[int, int]:
         """Free and total bytes of the file system the store lies on."""
@@ -56,16 +60,13 @@ class Store:
             facts = os.statvfs(self.root)
         return facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
 
-    def holdings(self, notes: Collection[str]) -> list[Holding]:
-        """Rooms, the files of rooms and of what was published, and whatever else lies here.
-
-        ``notes``: names of files that the engine keeps in its rooms beside the parts.
-        """
+    def holdings(self) -> list[Holding]:
+        """Rooms, the files of rooms and of what was published, and whatever else lies here."""
         with told():
             self._present()
             # The store may be a file system of its own.
             places = sorted(place for place in self.root.iterdir() if place.name != "lost+found")
-            return [holding for place in places for holding in _holdings(place, {RECORD, *notes})]
+            return [holding for place in places for holding in _holdings(place, self.notes)]
 
     def prove(self, format: str, copy: Callable[[Path, Path], object]) -> None:
         """Let a small disk become an image by ``copy(disk, file)``, read it, and remove it again."""
@@ -138,7 +139,10 @@ class Store:
             return not any(os.path.lexists(place) for place in places)
 
     def erase(self, stored: str) -> bool:
-        """Delete one published file; with the last of them its directory goes too. True once it is gone."""
+        """Delete one published file; with the last of them its directory goes too. True once it is gone.
+
+        A file that is not ours keeps the directory.
+        """
         match = _STORED.fullmatch(stored)
         if match is None:
             raise ValueError(f"not a file of the store: {stored!r}")
@@ -158,7 +162,7 @@ class Store:
             published = self._published(key)
             # Not found: another erase of the last two files was faster.
             with suppress(FileNotFoundError):
-                if not any(left.suffix.removeprefix(".") in FORMATS for left in published.iterdir()):
+                if all(_is_note(left, self.notes) for left in published.iterdir()):
                     _remove(published)
                     _sync_directory(self.root)
         return True

@@ -51,6 +51,21 @@ def test_a_second_copier_never_writes_over_a_finished_copy(room, tmp_path):
     assert (room / "vda.raw").read_bytes() == b"as of the click"
 
 
+def test_a_copier_that_comes_after_the_end_writes_over_nothing(engine, room, tmp_path):
+    """It was begun by one who died at once, and was slow to start: the notes of the copy are gone by now."""
+    place = tmp_path / "instances" / "web-1"
+    place.mkdir()
+    source = place / "vda.raw"
+    source.write_bytes(b"as of the click")
+    handle, _ = engine.begin("op-1", "web-1", (Part("web-1/vda.raw", "vda"),))
+    wait_until(lambda: engine.look(handle).state is WorkState.DONE)
+    engine.end(handle)
+    source.write_bytes(b"written since..")
+    assert run(room, source) == 0
+    assert (room / "vda.raw").read_bytes() == b"as of the click"
+    assert not (room / "copy.json").exists()
+
+
 def test_only_one_copies_at_a_time(room, tmp_path):
     source = tmp_path / "disk"
     source.write_bytes(b"x")

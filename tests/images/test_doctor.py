@@ -223,6 +223,23 @@ def test_a_published_file_that_no_row_names_is_erased_and_the_others_stay(made, 
     assert folder.store_files() == {f"{made.pk}/vda.raw", f"{made.pk}/sealed.json"}
 
 
+def test_a_foreign_file_beside_a_published_one_that_no_row_names_is_never_deleted(made, folder):
+    """Ours is erased, and with it would go its directory."""
+    precious = folder.stored(f"{made.pk}/notes.txt")
+    precious.write_text("precious")
+    named = list(Snapshot.objects.values_list("external_id", flat=True))
+    made.image.mappings.all().delete()
+    Snapshot.objects.all().delete()
+    Image.objects.all().delete()
+    code, _ = run(fix=True)
+    assert code == 1
+    assert not any(folder.stored(name).exists() for name in named)
+    assert precious.read_text() == "precious"
+    precious.unlink()
+    fixed()
+    assert folder.store_files() == set()
+
+
 def test_files_that_a_kept_snapshot_names_are_not_left_behind(made, folder, alice, private_redis):
     """R18: the image was deleted without its snapshots."""
     delete_image(by=alice, image=made.image, snapshots=False)

@@ -47,7 +47,7 @@ class LibvirtEngine(Engine):
     def __init__(self, region: str, options: Mapping[str, Any]) -> None:
         super().__init__(region, options)
         self._host = Host(options["URI"])
-        self._store = Store(options["STORE"], check_qcow2=True)
+        self._store = Store(options["STORE"], check_qcow2=True, notes=(capture.NOTE, capture.COPIED))
         self._local_pools = tuple(Path(pool).resolve() for pool in options.get("LOCAL_POOLS", ()))
         self._domain_type = options.get("DOMAIN_TYPE", "qemu")
 
@@ -73,16 +73,16 @@ class LibvirtEngine(Engine):
                         raise
             return tuple(facts)
 
-        instances = self._host.call(ask, INVENTORY_SECONDS)
+        # First: in a store that is not mounted no stand-in has a room, and none of them is an orphan for that.
         free, total = self._store.space()
-        return Inventory(instances, free, total)
+        return Inventory(self._host.call(ask, INVENTORY_SECONDS), free, total)
 
     def space(self) -> tuple[int, int] | None:
         return self._store.space()
 
     def holdings(self) -> list[Holding]:
         works = self._host.call(lambda conn: capture.works(conn, self._store), INVENTORY_SECONDS)
-        return [*self._store.holdings((capture.NOTE, capture.COPIED)), *works]
+        return [*self._store.holdings(), *works]
 
     def prove(self) -> None:
         def copy(disk: Path, file: Path) -> None:
