@@ -79,6 +79,9 @@ class Judge:
                 elif silent:
                     log.warning("operation %s: its holder fell silent, killing it (%s)", pk, holder)
                     processes.kill(holder)  # the verdict follows once it is dead
+                    # One that hangs in the kernel runs no more; one of another user is fenced off.
+                    if now - pulse[2] > 2 * settings.LIMIT_SILENCE:
+                        verdicts.append(Verdict(pk, attempt, beats))
             elif silent:
                 verdicts.append(Verdict(pk, attempt, beats))
         self._free_write_lock(now)

@@ -41,5 +41,5 @@ def holder() -> str | None:
 def _name(pid: int) -> str | None:
     try:
         return processes.name_of(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return None  # it has ended, or it is in another process namespace
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # it has ended, is in another process namespace, or another user's

@@ -34,7 +34,7 @@ def is_stopped(name: str) -> bool:
 
 
 def kill(name: str) -> None:
-    """SIGKILL exactly that process, if it is local and alive."""
+    """SIGKILL exactly that process, if it is local, alive, and not another user's."""
     _send(name, signal.SIGKILL)
 
 
@@ -46,7 +46,7 @@ def go_on(name: str) -> None:
 def _send(name: str, number: signal.Signals) -> None:
     if not is_local(name):
         return
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         process = os.pidfd_open(int(name.split("/")[2]))
         try:
             if is_alive(name):  # the descriptor now names the process that was looked at, or it is gone

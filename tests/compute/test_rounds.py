@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.utils import timezone
@@ -12,9 +13,11 @@ from django.utils import timezone
 from compute import regions
 from compute.engines.base import EngineError, Unreachable
 from compute.engines.folder import FolderEngine
-from compute.keeper import RegionWatch, Writer
+from compute.keeper import Judge, RegionWatch, Verdict, Writer
 from compute.models import Instance, Litter, Region
+from compute.operations import identity
 from tests.factories import InstanceFactory, OperationFactory
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -125,6 +128,21 @@ def test_while_someone_is_at_work_a_thaw_is_asked_for_but_not_paid(freezer):
     thawing()
     row.refresh_from_db()
     assert row.thaw_owed is None
+
+
+def test_a_holder_that_cannot_be_killed_is_taken_from_all_the_same(folder, settings):
+    """It hangs in the kernel, or is another user's. Here it is PID 1, which the kernel lets nobody kill."""
+    settings.LIMIT_SILENCE = 0.2
+    boot, space, _, _ = identity().split("/")
+    started = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]
+    operation = OperationFactory(status="running", attempt=1, holder=f"{boot}/{space}/1/{started}")
+    judge = Judge()
+    assert judge.round() == []
+    time.sleep(0.3)
+    assert judge.round() == [], "it is killed, and given the time to die"
+    verdicts: list[Verdict] = []
+    wait_until(lambda: verdicts.extend(judge.round()) or verdicts)
+    assert verdicts[0] == (operation.pk, 1, 0)
 
 
 def test_litter_is_discarded_until_it_is_gone(folder):

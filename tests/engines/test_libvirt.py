@@ -161,6 +161,36 @@ def test_a_frozen_guest_is_thawed(guest: Guest) -> None:
         assert conn.lookupByUUIDString(guest.id).fsThaw() == 0, "nothing was frozen any more"
 
 
+def test_a_frozen_guest_that_is_paused_is_not_taken_for_thawed(guest: Guest) -> None:
+    """Its agent cannot be asked, and it will still be frozen when it goes on."""
+    with guest.world.connected() as conn:
+        dom = conn.lookupByUUIDString(guest.id)
+        assert dom.fsFreeze() > 0
+        dom.suspend()
+        try:
+            assert not guest.world.engine().thaw(guest.id)
+        finally:
+            dom.resume()
+        assert guest.world.engine().thaw(guest.id)
+        assert dom.fsThaw() == 0
+
+
+def test_a_store_that_is_not_there_makes_no_stand_in_an_orphan(libvirt_world: LibvirtWorld) -> None:
+    name = libvirt_world.instance("web-1", "vda", mib=libvirt_world.long_mib)
+    engine = libvirt_world.engine()
+    engine.make_room(KEY)
+    handle, _ = libvirt_world.begin_slowly(KEY, name, libvirt_world.parts(name, "vda"))
+    elsewhere = libvirt_world.store.rename(libvirt_world.store.with_name("not-mounted"))
+    try:
+        with pytest.raises(Unreachable):
+            engine.inventory()
+        assert any(name.startswith("stillframe-") for name in libvirt_world.names())
+    finally:
+        elsewhere.rename(libvirt_world.store)
+    libvirt_world.hurry(handle)
+    assert ended(engine, handle).state is WorkState.DONE
+
+
 def test_without_an_agent_a_capture_says_that_it_is_crash_consistent(libvirt_world: LibvirtWorld) -> None:
     name = libvirt_world.instance("no-system", "vda")
     engine = libvirt_world.engine()

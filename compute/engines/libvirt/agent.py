@@ -44,9 +44,9 @@ def thaw(dom: Any) -> int | None:
 
 
 def thawed(dom: Any) -> bool:
-    """Thaw the guest; True once it answered that it is thawed, or when it is not running or has no agent at all.
+    """Thaw the guest; True once it answered that it is thawed, or when it is switched off or has no agent at all.
 
-    A freeze that timed out may still happen, so silence is no answer.
+    A freeze that timed out may still happen, so silence is no answer; nor is it of one that is paused.
     """
     try:
         dom.agentSetResponseTimeout(FREEZE_SECONDS, 0)
@@ -60,7 +60,10 @@ def thawed(dom: Any) -> bool:
     except _NoAgent:
         return False
     except lv.libvirtError as error:
-        never = (lv.VIR_ERR_OPERATION_INVALID, lv.VIR_ERR_ARGUMENT_UNSUPPORTED, lv.VIR_ERR_NO_DOMAIN)
+        if error.get_error_code() == lv.VIR_ERR_OPERATION_INVALID:
+            # "Not running", libvirt says of one that is paused as well: it will be as frozen as it was when it goes on.
+            return not dom.isActive()
+        never = (lv.VIR_ERR_ARGUMENT_UNSUPPORTED, lv.VIR_ERR_NO_DOMAIN)
         # An agent that knows neither question knows none that freezes.
         if error.get_error_code() in (*never, lv.VIR_ERR_INTERNAL_ERROR):
             return True

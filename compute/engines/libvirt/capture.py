@@ -11,6 +11,7 @@ again by the files it writes, which lie in the operation's room. Two notes lie t
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -336,7 +337,10 @@ def _destroy(dom: Any) -> None:
 def _write_note(room: Room, handle: Handle, captured: Captured) -> None:
     instant = None if captured.instant is None else captured.instant.isoformat()
     draft = room.path / f"{NOTE}.draft"
-    draft.write_text(json.dumps({"handle": handle, "captured": {**asdict(captured), "instant": instant}}))
+    with draft.open("w") as out:
+        json.dump({"handle": handle, "captured": {**asdict(captured), "instant": instant}}, out)
+        out.flush()
+        os.fsync(out.fileno())  # a machine that loses power must not leave an empty one under its name
     draft.rename(room.path / NOTE)
 
 
