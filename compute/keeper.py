@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.5  # seconds between two rounds of judge and writer
 WAKE_AFTER = 2.0  # unheld for so long: the wake-up call may have been lost
+WAKES_GET = 1.0  # seconds of a round
 CHILD_AFTER = 5.0  # still unheld: nobody listens
 CHILDREN_PER_QUEUE = 2
 WAKE_AT_MOST_EVERY = 60.0
@@ -114,6 +115,7 @@ class Writer:
     def __init__(self, verdicts: queue.SimpleQueue[Verdict]) -> None:
         self.verdicts = verdicts
         self.unheld: dict[str, Unheld] = {}
+        self.patience = float("-inf")
         self.children: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by operation, with their queue
 
     def round(self) -> None:
@@ -124,7 +126,15 @@ class Writer:
                 log.warning("operation %s: taken from attempt %s, whose holder is no more", verdict.pk, verdict.attempt)
         self._begin_unheld(time.monotonic())
 
+    def _wake(self, row: Operation) -> bool:
+        """Not while a Redis that hangs has already cost a second of this round: the others wait for the next."""
+        if time.monotonic() > self.patience:
+            return False
+        operations.wake(row)
+        return True
+
     def _begin_unheld(self, now: float) -> None:
+        self.patience = time.monotonic() + WAKES_GET
         unreachable = set(Region.objects.exclude(unreachable_since=None).values_list("pk", flat=True))
         known = Operation.objects.filter(kind__in=operations.jobs(), region__in=settings.ENGINES)
         rows = [
@@ -140,11 +150,10 @@ class Writer:
                 since = now + (2.0**row.strikes if row.strikes else 0.0)
                 seen = self.unheld[row.pk] = Unheld(row.attempt, since, now)
                 if row.attempt and not row.strikes:
-                    operations.wake(row)
+                    self._wake(row)
             if now - seen.since < WAKE_AFTER:
                 continue
-            if now - seen.woken > seen.interval:
-                operations.wake(row)
+            if now - seen.woken > seen.interval and self._wake(row):
                 seen.woken, seen.interval = now, min(2 * seen.interval, WAKE_AT_MOST_EVERY)
             if now - seen.since > CHILD_AFTER and self._may_start_child(row):
                 self._start_child(row)

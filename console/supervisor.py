@@ -50,6 +50,14 @@ class Failed(Exception):
     """Without this there is no console; the text is for the terminal."""
 
 
+def say(text: object) -> None:
+    """On the terminal, as long as there is one: closing its window must stop us in order, not end us."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Log:
     """The file a child writes to, and how far the terminal has followed it.
 
@@ -70,9 +78,13 @@ class Log:
         """Print what is to be shown of the whole lines written since the last call."""
         if not (self.stays or self.talks):
             return
-        with self.path.open("rb") as file:
-            file.seek(self.read)
-            whole, newline, _ = file.read().rpartition(b"\n")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.read)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            self.read = 0  # put away by somebody; the child's next start makes it anew
+            return
         self.read += len(whole) + len(newline)
         for line in whole.decode(errors="replace").splitlines():
             # A line that is no log line, as in a traceback, belongs to the one before it.
@@ -83,7 +95,7 @@ class Log:
             elif self.talks:
                 self.showing = True
             if self.showing:
-                print(f"{self.path.stem}: {line}", flush=True)
+                say(f"{self.path.stem}: {line}")
 
     def tail(self) -> str:
         return "\n".join(self.path.read_text(errors="replace").splitlines()[-20:])
@@ -104,6 +116,7 @@ class Child:
     failures: int = 0
 
     def start(self) -> None:
+        self.log.path.parent.mkdir(parents=True, exist_ok=True)
         with self.log.path.open("ab") as out:
             process = subprocess.Popen(
                 self.command,
@@ -148,7 +161,7 @@ class Supervisor:
         for name, child in self.children.items():
             child.log.follow()
             if child.wanted and child.pid is None and child.due <= time.monotonic():
-                print(f"Starting {name} again.", flush=True)
+                say(f"Starting {name} again.")
                 child.start()
         if info and info.si_signo in STOP_SIGNALS and not self.stopping:
             self.stopping = True
@@ -167,14 +180,14 @@ class Supervisor:
             if not pid:
                 return
             if os.WIFSTOPPED(status):
-                print(f"Process {pid} was stopped: it goes on.", flush=True)
+                say(f"Process {pid} was stopped: it goes on.")
                 os.kill(pid, signal.SIGCONT)
                 continue
             for name, child in self.children.items():
                 if child.pid == pid:
                     child.ended(os.waitstatus_to_exitcode(status))
                     if child.wanted:
-                        print(f"{name} ended with {child.code}; its log: {child.log.path}", flush=True)
+                        say(f"{name} ended with {child.code}; its log: {child.log.path}")
 
     def until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Tick until it is true; False when that took too long."""
@@ -287,10 +300,10 @@ class Supervisor:
         address = f"http://127.0.0.1:{self.port}/"
         if not self.until(lambda: page_answers(address), 60):
             raise Failed(f"{address} does not answer:\n{self.children['web'].log.tail()}")
-        print(f"\nStillframe is at {address} — Ctrl-C stops it. Sign in as")
+        say(f"\nStillframe is at {address} — Ctrl-C stops it. Sign in as")
         for name in ACCOUNTS:
-            print(f"  {name:8} {PASSWORD}{'   (admin)' if name == ADMIN else ''}")
-        print(f"Logs: {settings.DATA}/log", flush=True)
+            say(f"  {name:8} {PASSWORD}{'   (admin)' if name == ADMIN else ''}")
+        say(f"Logs: {settings.DATA}/log")
 
     def down(self) -> None:
         """Stop everything, in the reverse order of up. Signals that come now change nothing: it is under way."""
@@ -303,7 +316,7 @@ class Supervisor:
             try:
                 self.step("power-off", self.machines("power_off", GUESTS_GET), seconds=GUESTS_GET + 10)
             except Failed as failed:
-                print(failed, flush=True)
+                say(failed)
         self.stop([name for name in self.children if name != "valkey"], 10)
         self.stop(["valkey"], 10)
         rest = processes.descendants(os.getpid()) | processes.marked([settings.DATA, settings.SOCKETS])
@@ -337,10 +350,10 @@ def main() -> int:
         while True:
             supervisor.tick(0.5)
     except Stop:
-        print("\nStopping: operations get 10 seconds, guests 20.", flush=True)
+        say("\nStopping: operations get 10 seconds, guests 20.")
         return 0
     except (Failed, valkey.NoValkey) as failed:
-        print(failed, flush=True)
+        say(failed)
         return 1
     finally:
         supervisor.down()

@@ -102,8 +102,9 @@ def _look_at(region: str) -> Iterator[Finding]:
     except EngineError as error:
         yield _unusable(region, error)
         return
-    seen = Region.objects.filter(pk=region, seen_at__gt=timezone.now() - UNSEEN)
-    if not seen.exists():
+    # Neither long ago nor in a future that the clock has stepped back from.
+    now = timezone.now()
+    if not Region.objects.filter(pk=region, seen_at__range=(now - UNSEEN, now + UNSEEN)).exists():
         yield Finding("doctor-unseen", {"region": region}, RegionWatch(region).look)
     for litter in Litter.objects.filter(region=region):
         yield Finding("doctor-litter", {"operation": litter.key, "region": region}, partial(_discard_litter, region))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import socket
 import threading
 import time
 from datetime import timedelta
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from compute import regions
+from compute import keeper, regions, wakeup
 from compute.engines.base import EngineError, Unreachable
 from compute.engines.folder import FolderEngine
 from compute.keeper import Judge, RegionWatch, Verdict, Writer
@@ -143,6 +145,25 @@ def test_a_holder_that_cannot_be_killed_is_taken_from_all_the_same(folder, setti
     verdicts: list[Verdict] = []
     wait_until(lambda: verdicts.extend(judge.round()) or verdicts)
     assert verdicts[0] == (operation.pk, 1, 0)
+
+
+def test_a_redis_that_hangs_holds_up_no_round(folder, settings, monkeypatch):
+    """Each call costs a second, and while it is waited for nothing is taken away and no child begins."""
+    for number in range(6):
+        OperationFactory(kind="start", instance=InstanceFactory(name=f"web-{number}", external_id=f"web-{number}"))
+    monkeypatch.setattr(keeper, "WAKE_AFTER", -1)
+    writer = Writer(queue.SimpleQueue())
+    writer.round()
+    for seen in writer.unheld.values():
+        seen.interval = -1
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        settings.REDIS_URL = f"redis://127.0.0.1:{mute.getsockname()[1]}/0"
+        wakeup._connection.cache_clear()
+        began = time.monotonic()
+        writer.round()
+        assert time.monotonic() - began < 4
+    wakeup._connection.cache_clear()
+    assert {seen.interval for seen in writer.unheld.values()} > {-1}, "the others are told in the next"
 
 
 def test_litter_is_discarded_until_it_is_gone(folder):

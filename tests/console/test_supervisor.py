@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -140,6 +141,21 @@ def test_from_start_to_start(console):
     with console.running() as supervisor:
         read_until(supervisor, "Logs:")
         supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(30) == 0
+        assert console.processes() == set()
+
+
+def test_neither_its_logs_nor_its_terminal_are_needed(console):
+    """The window is closed, the logs are put away, and somebody dies: it is started again, and all stops in order."""
+    with console.running() as supervisor:
+        read_until(supervisor, "Logs:")
+        assert supervisor.stdout
+        supervisor.stdout.close()
+        supervisor.stdout = None
+        shutil.rmtree(console.data / "log")
+        assert console.replaced("manage.py keeper")
+        wait_until((console.data / "log" / "keeper.log").exists, what="its log")
+        supervisor.send_signal(signal.SIGHUP)
         assert supervisor.wait(30) == 0
         assert console.processes() == set()
 

@@ -421,6 +421,15 @@ def test_a_guest_that_owes_a_thaw_is_asked(web):
     assert web.thaw_owed is None
 
 
+@pytest.mark.parametrize("since", [timedelta(minutes=-2), timedelta(hours=1)], ids=["long ago", "before the clock went"])
+def test_a_region_that_the_keeper_does_not_look_at_is_told(web, folder, since):
+    Region.objects.update(seen_at=timezone.now() + since)
+    assert told() == [
+        "The keeper has not seen folder-1 for more than a minute, so what pages show of it is old. Does it run?"
+    ]
+    fixed()
+
+
 def test_a_disk_whose_file_is_missing_is_told(web, folder):
     folder.disk("web-1", "vdb").unlink()
     Region.objects.update(seen_at=timezone.now() - timedelta(minutes=2))
