@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 
 import pytest
 
 from compute.engines.base import Captured, Consistency, EngineError, Handle, Power, Unreachable, WorkState
 from compute.engines.libvirt import capture
+from compute.operations import Released
 from tests.engines.worlds import GUEST, LARGE, MIB, Guest, LibvirtWorld, ended, sealed, until
 
 pytestmark = pytest.mark.qemu
@@ -161,6 +164,26 @@ def test_a_frozen_guest_is_thawed(guest: Guest) -> None:
         assert conn.lookupByUUIDString(guest.id).fsThaw() == 0, "nothing was frozen any more"
 
 
+def test_a_copy_is_done_once_its_files_are_closed(libvirt_world: LibvirtWorld) -> None:
+    """libvirt calls it a success while QEMU still writes tables, without which what was copied cannot be found."""
+    name = libvirt_world.instance("web-1", "vda", mib=libvirt_world.long_mib)
+    engine = libvirt_world.engine()
+    engine.make_room(KEY)
+    handle, _ = libvirt_world.begin_slowly(KEY, name, libvirt_world.parts(name, "vda"))
+    libvirt_world.hurry(handle)
+    target = libvirt_world.store / f"{KEY}.creating" / "vda.qcow2"
+    with libvirt_world.connected() as conn:
+        dom = conn.lookupByUUIDString(handle["domain"])
+        until(lambda: capture._result(dom, keep=True).get("success"))
+        until(lambda: not capture._is_open(target))
+    # As QEMU that is slow to close it.
+    with subprocess.Popen(["qemu-io", "-f", "qcow2", target], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as slow:
+        until(lambda: capture._is_open(target))
+        assert engine.look(handle).state is WorkState.RUNNING
+        slow.kill()
+    assert engine.look(handle).state is WorkState.DONE
+
+
 def test_a_frozen_guest_that_is_paused_is_not_taken_for_thawed(guest: Guest) -> None:
     """Its agent cannot be asked, and it will still be frozen when it goes on."""
     with guest.world.connected() as conn:
@@ -173,6 +196,28 @@ def test_a_frozen_guest_that_is_paused_is_not_taken_for_thawed(guest: Guest) -> 
             dom.resume()
         assert guest.world.engine().thaw(guest.id)
         assert dom.fsThaw() == 0
+
+
+def test_whoever_is_asked_to_go_lets_a_call_end(libvirt_world: LibvirtWorld) -> None:
+    """It may be between a freeze and its thaw."""
+    calls: list[str] = []
+
+    def freeze_and_thaw(conn: object) -> None:
+        calls.append("frozen")
+        signal.raise_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        calls.append("thawed")
+
+    def let_go(signum: int, frame: object) -> None:
+        raise Released
+
+    before = signal.signal(signal.SIGUSR1, let_go)
+    try:
+        with pytest.raises(Released):
+            libvirt_world.engine()._host.call(freeze_and_thaw)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert calls == ["frozen", "thawed"]
 
 
 def test_a_store_that_is_not_there_makes_no_stand_in_an_orphan(libvirt_world: LibvirtWorld) -> None:

@@ -10,8 +10,10 @@ again by the files it writes, which lie in the operation's room. Two notes lie t
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,10 +26,15 @@ from compute.engines.base import Captured, Consistency, EngineError, Handle, Hol
 from compute.engines.libvirt import agent, disks, domain, machines
 from compute.engines.libvirt import binding as lv
 from compute.engines.libvirt.connection import cut_off, hangs
-from compute.engines.store import OPEN, Store
+from compute.engines.store import OPEN, Store, told
 
 NOTE, COPIED = "capture.json", "copied"
 ABORT_SECONDS = 5
+FLOCK = "hhqqi4x"  # struct flock of Linux
+QEMU_LOCKS = (
+    100,
+    200,
+)  # the first byte, and how many, by which QEMU's processes tell each other what they do with a file
 PROOF_SECONDS = 20
 
 
@@ -155,7 +162,7 @@ def prove(conn: Any, room: Room, disk: Path, file: Path, domain_type: str) -> No
     try:
         _backup(stand_in, domain.read(stand_in.XMLDesc(0)), {"vda": file})
         deadline = time.monotonic() + PROOF_SECONDS
-        while _fills(stand_in, room):
+        while _fills(stand_in, room) or _is_open(file):
             if time.monotonic() > deadline:
                 raise EngineError("stalled", seconds=PROOF_SECONDS)
             time.sleep(0.02)
@@ -174,6 +181,7 @@ def clear_orphan(dom: Any, mark: domain.StandIn, store: Store) -> None:
 
 def _look(conn: Any, handle: Handle, room: Room) -> Look:
     sizes: Mapping[str, int] = handle["sizes"]
+    complete = {name: (size, size) for name, size in sizes.items()}
     if not (room.path / COPIED).exists():
         dom = machines.find(conn, handle["domain"])
         if dom is not None and _fills(dom, room):
@@ -181,8 +189,12 @@ def _look(conn: Any, handle: Handle, room: Room) -> Look:
             return Look(WorkState.RUNNING, seen)
         if (failure := _failure(dom, handle, room)) is not None:
             return Look(WorkState.FAILED, error=failure)
+        if any(_is_open(room.target(name)) for name in sizes):
+            return Look(WorkState.RUNNING, complete)
+        if not _answers(dom, handle):
+            return Look(WorkState.FAILED, error=_stopped(handle))
         (room.path / COPIED).touch()
-    return Look(WorkState.DONE, {name: (size, size) for name, size in sizes.items()})
+    return Look(WorkState.DONE, complete)
 
 
 def _begin_running(dom: Any, facts: domain.DomainFacts, targets: Mapping[str, Path]) -> Captured:
@@ -297,11 +309,37 @@ def _failure(dom: Any | None, handle: Handle, room: Room) -> EngineError | None:
     if "No space left" in said:
         return EngineError("store-full")
     if not dom.isActive():
-        return EngineError("copier-vanished" if handle["stand_in"] else "instance-stopped")
+        return _stopped(handle)
     # A guest that switched itself off is between running and stopped for half a minute.
     if machines.power(dom) is Power.CHANGING:
         return EngineError("instance-stopped")
     return EngineError("copy-failed", errno=said or "?") if result.get("type") else EngineError("result-lost")
+
+
+def _stopped(handle: Handle) -> EngineError:
+    return EngineError("copier-vanished" if handle["stand_in"] else "instance-stopped")
+
+
+def _is_open(target: Path) -> bool:
+    """Does QEMU still have the file open? libvirt tells of success before QEMU has written the last of its tables.
+
+    Ended before that, it would leave a file that ``qemu-img check`` calls clean and that lacks what was copied last.
+    """
+    with told(), target.open("rb") as file:
+        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, *QEMU_LOCKS, 0)
+        held, *_ = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+    return bool(held != fcntl.F_UNLCK)
+
+
+def _answers(dom: Any, handle: Handle) -> bool:
+    """Does the QEMU that copied still live, so that it has closed the files, and did not just die with them open?"""
+    try:
+        dom.blockStats(next(iter(handle["devices"].values())))
+    except lv.libvirtError as error:
+        if cut_off(error) or hangs(error):
+            raise
+        return False
+    return True
 
 
 def _result(dom: Any, *, keep: bool) -> dict[str, Any]:

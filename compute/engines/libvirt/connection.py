@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEEPALIVE_SECONDS, KEEPALIVE_MISSES = 5, 3
+PARTING_SECONDS = 2
 # At once, those that outlived their deadline included: a machine whose QEMU hangs holds one each time it is asked.
 MOST_CALLS = 12
 
@@ -55,11 +56,16 @@ class Host:
             finally:
                 self._free.release()
 
-        threading.Thread(target=run, name=f"libvirt {self.uri}", daemon=True).start()
+        thread = threading.Thread(target=run, name=f"libvirt {self.uri}", daemon=True)
+        thread.start()
         try:
             answer, error = answers.get(timeout=seconds)
         except Empty:
             raise Unreachable(said=f"no answer within {seconds:g} s") from None
+        except BaseException:
+            # A signal asks us to go, and the thread goes with us: rather not between a freeze and its thaw.
+            thread.join(PARTING_SECONDS)
+            raise
         if error is not None:
             raise error
         return answer  # type: ignore[return-value]
