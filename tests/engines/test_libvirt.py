@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -204,7 +205,7 @@ def test_whoever_is_asked_to_go_lets_a_call_end(libvirt_world: LibvirtWorld) -> 
 
     def freeze_and_thaw(conn: object) -> None:
         calls.append("frozen")
-        signal.raise_signal(signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         time.sleep(0.5)
         calls.append("thawed")
 
