@@ -350,7 +350,7 @@ class Attempt:
         began = operation.work.get(step.name) or {"began": timezone.now().isoformat()}
         facts: dict[str, Any] = {"step": step.name, "work": operation.work | {step.name: began}}
         if step.name != operation.step:
-            facts |= {"waiting_since": None, "strikes": 0}
+            facts["waiting_since"] = None
         self.beat(**facts)
 
     def keep(self, step: str, **facts: Any) -> dict[str, Any]:

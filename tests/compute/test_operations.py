@@ -277,25 +277,6 @@ def test_a_database_that_fails_does_not_fail_the_work(job, operation, error):
     assert ended(operation) == ("done", "")
 
 
-def test_only_deaths_at_the_same_step_are_counted_together(job, operation):
-    """Twice in each: as often as one step survives."""
-
-    def die_twice(deaths):
-        def does(attempt):
-            deaths.append(1)
-            if len(deaths) <= 2:
-                row = Operation.objects.get(pk=attempt.operation.pk)
-                assert take_away(row.pk, attempt=row.attempt, beats=row.beats)
-                attempt.beat()
-
-        return does
-
-    job.first.does, job.second.does = die_twice([]), die_twice([])
-    for _ in range(5):
-        perform(operation.pk)
-    assert ended(operation) == ("done", "")
-
-
 def test_work_that_stands_still_is_given_up(job, operation, settings):
     """As long as it moves it may take any time; then one limit of standing still."""
     settings.LIMIT_STALL = 0.3
