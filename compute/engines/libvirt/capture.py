@@ -31,10 +31,8 @@ from compute.engines.store import OPEN, Store, told
 NOTE, COPIED = "capture.json", "copied"
 ABORT_SECONDS = 5
 FLOCK = "hhqqi4x"  # struct flock of Linux
-QEMU_LOCKS = (
-    100,
-    200,
-)  # the first byte, and how many, by which QEMU's processes tell each other what they do with a file
+# The first byte, and how many, by which QEMU's processes tell each other what they do with a file.
+QEMU_LOCKS = (100, 200)
 PROOF_SECONDS = 20
 
 
