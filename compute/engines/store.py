@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ RECORD = "sealed.json"
 OPEN = ".creating"
 PROOF = "doctor"  # the key of ``prove``
 CHUNK = 4 << 20
+TOLD_EVERY = 0.5  # seconds between two signs of life
 HELPER_MEMORY = 1 << 30
 HELPER_CPU_SECONDS = 240
 
@@ -193,14 +195,15 @@ class Store:
                 if format == "qcow2" and self.check_qcow2:
                     for _ in _check(path, name):
                         yield dict(seen)
-                os.fsync(file.fileno())
+                for _ in _made_durable(file):
+                    yield dict(seen)
                 digest = sha256()
                 told = time.monotonic()
                 file.seek(0)
                 while chunk := file.read(CHUNK):
                     digest.update(chunk)
                     seen[name] += len(chunk)
-                    if time.monotonic() - told > 0.5:
+                    if time.monotonic() - told > TOLD_EVERY:
                         yield dict(seen)
                         told = time.monotonic()
                 stat = os.fstat(file.fileno())
@@ -216,6 +219,27 @@ class Store:
             os.fsync(out.fileno())
         draft.rename(room / RECORD)
         _sync_directory(room)
+
+
+def _made_durable(file: BinaryIO) -> Iterator[None]:
+    """Yields meanwhile: what the page cache holds of a large file can take a slow disk minutes."""
+    failed: list[OSError] = []
+    own = os.dup(file.fileno())
+
+    def flush() -> None:
+        try:
+            os.fsync(own)
+        except OSError as error:
+            failed.append(error)
+        finally:
+            os.close(own)
+
+    flushing = threading.Thread(target=flush, name="fsync", daemon=True)
+    flushing.start()
+    while flushing.join(TOLD_EVERY) or flushing.is_alive():
+        yield
+    if failed:
+        raise failed[0]
 
 
 def _holdings(place: Path, notes: Collection[str]) -> Iterator[Holding]:
@@ -307,7 +331,7 @@ def _check(path: Path, part: str) -> Iterator[None]:
     try:
         while True:
             try:
-                output, _ = process.communicate(timeout=0.5)
+                output, _ = process.communicate(timeout=TOLD_EVERY)
                 break
             except subprocess.TimeoutExpired:
                 yield

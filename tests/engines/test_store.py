@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +164,35 @@ def test_progress_counts_the_bytes_that_were_checked(store: Store) -> None:
     assert seen[0] == 0
     assert seen[-1] == size
     assert seen == sorted(seen)
+
+
+def test_a_disk_that_takes_its_time_to_write_is_waited_for_with_signs_of_life(store: Store, monkeypatch) -> None:
+    """A large file that still lies in the page cache: who says nothing for two minutes would be taken for dead."""
+    written = threading.Event()
+    fsync = os.fsync
+
+    def slow(file: int) -> None:
+        assert written.wait(30)
+        fsync(file)
+
+    store.make_room("k")
+    store.part("k", "vda", "raw").write_bytes(bytes(CAPACITY))
+    work = store.seal("k", {"vda": CAPACITY})
+    monkeypatch.setattr(os, "fsync", slow)
+    assert [next(work)["vda"] for _ in range(3)] == [0, 0, 0]
+    written.set()
+    assert sealed_by(work)["vda"].stored
+
+
+def test_a_disk_that_cannot_write_fails(store: Store, monkeypatch) -> None:
+    def failing(file: int) -> None:
+        raise OSError(errno.EIO, "injected")
+
+    store.make_room("k")
+    store.part("k", "vda", "raw").write_bytes(bytes(CAPACITY))
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(EngineError, match="store-failed"):
+        sealed_by(store.seal("k", {"vda": CAPACITY}))
 
 
 def test_published_files_are_ours_alone_and_read_only(store: Store) -> None:
