@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import threading
@@ -24,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from oslo_utils.imageutils import format_inspector
 
@@ -119,10 +120,14 @@ class Store:
             self._present()
             published = self._published(key)
             if not published.is_dir():
-                room = self.room(key)
-                if not (room / RECORD).exists():
-                    yield from self._examine(key, room, parts)
-                _publish(room, published)
+                try:
+                    yield from self._publishable(key, parts)
+                    _publish(self.room(key), published)
+                except (EngineError, FileNotFoundError) as error:
+                    # Somebody else who sealed the same room was first, and took it away under us.
+                    missed = isinstance(error, FileNotFoundError) or error.code in ("no-room", "part-missing")
+                    if not (missed and published.is_dir()):
+                        raise
             record = json.loads((published / RECORD).read_bytes())
         sealed = {name: Sealed(**facts) for name, facts in record.items()}
         if sealed.keys() != parts.keys():
@@ -183,8 +188,11 @@ class Store:
     def _published(self, key: str) -> Path:
         return self.root / _safe(key)
 
-    def _examine(self, key: str, room: Path, parts: Mapping[str, int]) -> Generator[dict[str, int], None, None]:
+    def _publishable(self, key: str, parts: Mapping[str, int]) -> Generator[dict[str, int], None, None]:
         """Inspect and hash every part, then write the record: its presence means that all of them are well."""
+        room = self.room(key)
+        if (room / RECORD).exists():
+            return
         record = {}
         seen = dict.fromkeys(parts, 0)
         yield dict(seen)
@@ -212,13 +220,18 @@ class Store:
             stored = f"{key}/{path.name}"
             record[name] = asdict(Sealed(stored, format, capacity, stat.st_blocks * 512, digest.hexdigest()))
             yield dict(seen)
-        draft = room / f"{RECORD}.draft"
-        with draft.open("w") as out:
-            json.dump(record, out, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.rename(room / RECORD)
-        _sync_directory(room)
+        put(room / RECORD, record)
+
+
+def put(file: Path, content: Any) -> None:
+    """Write a note as JSON: it is there as a whole or not at all, also when two write it or the machine loses power."""
+    draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.draft")
+    with draft.open("x") as out:
+        json.dump(content, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.rename(file)
+    _sync_directory(file.parent)
 
 
 def _made_durable(file: BinaryIO) -> Iterator[None]:
@@ -264,7 +277,7 @@ def _holdings(place: Path, notes: Collection[str]) -> Iterator[Holding]:
 
 
 def _is_note(file: Path, notes: Collection[str]) -> bool:
-    return file.name.removesuffix(".new").removesuffix(".draft") in notes
+    return any(file.name == note or file.name.startswith(f"{note}.") for note in notes)
 
 
 def inspect(file: BinaryIO, part: str, format: str, capacity: int) -> None:
@@ -354,12 +367,7 @@ def _find(room: Path, name: str) -> tuple[Path, str]:
 
 
 def _publish(room: Path, published: Path) -> None:
-    try:
-        room.rename(published)
-    except OSError:
-        # Somebody else who sealed the same room was first.
-        if not published.is_dir():
-            raise
+    room.rename(published)
     _sync_directory(published.parent)
 
 

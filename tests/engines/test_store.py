@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,24 @@ def test_progress_counts_the_bytes_that_were_checked(store: Store) -> None:
     assert seen[0] == 0
     assert seen[-1] == size
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_two_who_seal_the_same_room_both_find_it_sealed(store: Store, monkeypatch, nth: int) -> None:
+    """One of them was given up for dead and was not: the other comes and goes while it is at its nth write."""
+    store.make_room("k")
+    store.part("k", "vda", "raw").write_bytes(bytes(CAPACITY))
+    fsync, calls, others = os.fsync, count(1), []
+
+    def met(file: int) -> None:
+        if next(calls) == nth:
+            others.append(sealed_by(store.seal("k", {"vda": CAPACITY})))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", met)
+    assert [sealed_by(store.seal("k", {"vda": CAPACITY}))] == others
+    assert [place.name for place in store.root.iterdir()] == ["k"]
+    assert {place.name.partition(".")[0] for place in (store.root / "k").iterdir()} == {"vda", "sealed"}
 
 
 def test_a_disk_that_takes_its_time_to_write_is_waited_for_with_signs_of_life(store: Store, monkeypatch) -> None:

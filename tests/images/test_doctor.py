@@ -191,7 +191,7 @@ def test_a_foreign_file_in_a_room_that_was_left_keeps_the_room(failed, folder):
 def test_a_room_that_was_left_is_discarded(failed, folder):
     room = folder.stored(f"{failed.pk}.creating")
     room.mkdir()
-    for name in ("vda.raw", "copy.json", "copy.progress.new", "copy.lock", "sealed.json.draft"):
+    for name in ("vda.raw", "copy.json", "copy.progress.new", "copy.lock", "sealed.json.0123abcd.draft"):
         (room / name).touch()
     assert told() == [
         f"{room.name} lies in the image store of folder-1, left behind by {failed.pk}, which is over.",

@@ -26,7 +26,7 @@ from compute.engines.base import Captured, Consistency, EngineError, Handle, Hol
 from compute.engines.libvirt import agent, disks, domain, machines
 from compute.engines.libvirt import binding as lv
 from compute.engines.libvirt.connection import cut_off, hangs
-from compute.engines.store import OPEN, Store, told
+from compute.engines.store import OPEN, Store, put, told
 
 NOTE, COPIED = "capture.json", "copied"
 ABORT_SECONDS = 5
@@ -372,12 +372,7 @@ def _destroy(dom: Any) -> None:
 
 def _write_note(room: Room, handle: Handle, captured: Captured) -> None:
     instant = None if captured.instant is None else captured.instant.isoformat()
-    draft = room.path / f"{NOTE}.draft"
-    with draft.open("w") as out:
-        json.dump({"handle": handle, "captured": {**asdict(captured), "instant": instant}}, out)
-        out.flush()
-        os.fsync(out.fileno())  # a machine that loses power must not leave an empty one under its name
-    draft.rename(room.path / NOTE)
+    put(room.path / NOTE, {"handle": handle, "captured": {**asdict(captured), "instant": instant}})
 
 
 def _read_note(room: Room) -> tuple[Handle, Captured]:
