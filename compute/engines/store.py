@@ -249,8 +249,10 @@ def _made_durable(file: BinaryIO) -> Iterator[None]:
 
     flushing = threading.Thread(target=flush, name="fsync", daemon=True)
     flushing.start()
-    while flushing.join(TOLD_EVERY) or flushing.is_alive():
+    flushing.join(TOLD_EVERY)
+    while flushing.is_alive():
         yield
+        flushing.join(TOLD_EVERY)
     if failed:
         raise failed[0]
 
