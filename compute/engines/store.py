@@ -128,6 +128,9 @@ class Store:
                     missed = isinstance(error, FileNotFoundError) or error.code in ("no-room", "part-missing")
                     if not (missed and published.is_dir()):
                         raise
+            # Of whoever died, or was given up for dead, while writing a note.
+            for draft in published.glob("*.draft"):
+                draft.unlink(missing_ok=True)
             record = json.loads((published / RECORD).read_bytes())
         sealed = {name: Sealed(**facts) for name, facts in record.items()}
         if sealed.keys() != parts.keys():

@@ -142,11 +142,12 @@ def test_sealing_goes_on_where_a_death_left_it(store: Store) -> None:
     """The record is the last thing written into a room: once it is there, only the rename is missing."""
     store.make_room("k")
     store.part("k", "vda", "qcow2").write_bytes(qcow2())
+    (store.opened("k") / "sealed.json.0123abcd.draft").touch()
     first = sealed_by(store.seal("k", {"vda": CAPACITY}))
     (store.root / "k").rename(store.root / "k.creating")
 
     assert sealed_by(store.seal("k", {"vda": CAPACITY})) == first
-    assert (store.root / "k").is_dir()
+    assert {place.name for place in (store.root / "k").iterdir()} == {"vda.qcow2", "sealed.json"}
 
 
 def test_what_was_sealed_for_other_parts_is_not_an_answer(store: Store) -> None:
@@ -182,7 +183,7 @@ def test_two_who_seal_the_same_room_both_find_it_sealed(store: Store, monkeypatc
     monkeypatch.setattr(os, "fsync", met)
     assert [sealed_by(store.seal("k", {"vda": CAPACITY}))] == others
     assert [place.name for place in store.root.iterdir()] == ["k"]
-    assert {place.name.partition(".")[0] for place in (store.root / "k").iterdir()} == {"vda", "sealed"}
+    assert {place.name for place in (store.root / "k").iterdir()} == {"vda.raw", "sealed.json"}
 
 
 def test_a_disk_that_takes_its_time_to_write_is_waited_for_with_signs_of_life(store: Store, monkeypatch) -> None:
