@@ -141,16 +141,6 @@ class Place:
     def worker(self, operation: Operation, **env: str) -> Any:
         return self.process(MANAGE, "perform", operation.pk, **env)
 
-    def slow(self, device: str, operation: Operation) -> Any:
-        """A worker that copies this disk slowly, until ``hurry``; see ``tests.failures.slow``."""
-        return self.process("-m", "tests.failures.slow", device, operation.pk)
-
-    def hurry(self, external_id: str, device: str) -> None:
-        import libvirt
-
-        with self.domain(external_id) as dom, suppress(libvirt.libvirtError):  # it has ended by itself
-            dom.blockJobSetSpeed(device, 0, 0)
-
     def stuck(self, call: str, number: str, operation: Operation) -> Any:
         """A worker that meets a signal right before this call; see ``tests.failures.stuck``."""
         return self.process("-m", "tests.failures.stuck", call, number, operation.pk)

@@ -42,24 +42,26 @@ def paid() -> None:
     wait_until(lambda: not Instance.objects.exclude(thaw_owed=None).exists(), what="the thaw")
 
 
-def fill(file: Path) -> None:
-    """Let it take all the space that is left."""
-    with suppress(OSError), file.open("wb", buffering=0) as out:
-        while out.write(bytes(MIB)):
-            pass
+def fill(file: Path, leave: int) -> None:
+    """Let it take all the space but so many bytes."""
+    with file.open("wb", buffering=0) as out:
+        with suppress(OSError):
+            while out.write(bytes(MIB)):
+                pass
+        out.truncate(out.tell() - leave)
 
 
 # The image store ----------------------------------------------------------------------------------------------------
 
 
 def test_a_store_that_fills_up_in_the_middle_ends_the_copy_and_nothing_else(place: Place, guest, alice, told, clean):
-    """The guest's own writes cannot be kept for the copy: QEMU pauses it, and it is let go on."""
+    """It fits when the guest is asked, and no longer when QEMU has copied a few MiB."""
     operation = place.making(guest, alice, "vdd", region=SMALL)
     filler = place.apart.seen / "of somebody else"
-    with place.slow("vdd", operation):
-        wait_copying(operation)
-        fill(filler)
-        place.hurry(guest, "vdd")
+    with place.stuck("_backup", "SIGSTOP", operation) as worker:
+        wait_stopped(worker)
+        fill(filler, leave=8 * MIB)
+        worker.send_signal(signal.SIGCONT)
         wait_ended(operation)
     told(
         operation,
