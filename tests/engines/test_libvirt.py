@@ -335,6 +335,23 @@ def test_a_disk_that_is_gone_or_cannot_be_read_says_so(libvirt_world: LibvirtWor
     assert not any(path.endswith(".qcow2") for path in libvirt_world.left())
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_machine_that_comes_to_be_so_by_itself_is_no_error(libvirt_world: LibvirtWorld, monkeypatch, runs) -> None:
+    """Between the look and the call: libvirt refuses to start what runs and to stop what is stopped."""
+    import libvirt
+
+    engine, machine = libvirt_world.engine(), libvirt_world.instance("web-1", "vda")
+    if runs:
+        engine.start(machine)
+    look, looks = libvirt.virDomain.isActive, iter([not runs])
+    monkeypatch.setattr(libvirt.virDomain, "isActive", lambda dom: next(looks, look(dom)))
+    if runs:
+        engine.start(machine)
+    else:
+        engine.stop(machine, force=True)
+    assert libvirt_world.facts(machine).power is (Power.RUNNING if runs else Power.STOPPED)
+
+
 def test_disks_in_a_local_pool_are_local_ones(libvirt_world: LibvirtWorld) -> None:
     pool = libvirt_world.root / "local"
     pool.mkdir()

@@ -105,19 +105,11 @@ class LibvirtEngine(Engine):
         return self._host.call(ask)
 
     def start(self, instance: str) -> None:
-        def ask(dom: Any) -> None:
-            if not dom.isActive():
-                dom.create()
-
-        self._with(instance, ask, POWER_SECONDS)
+        self._with(instance, lambda dom: _become(dom, True, dom.create), POWER_SECONDS)
 
     def stop(self, instance: str, *, force: bool) -> None:
         def ask(dom: Any) -> None:
-            if dom.isActive():
-                if force:
-                    dom.destroy()
-                else:
-                    dom.shutdown()
+            _become(dom, False, dom.destroy if force else dom.shutdown)
 
         self._with(instance, ask, POWER_SECONDS)
 
@@ -220,3 +212,15 @@ class LibvirtEngine(Engine):
 def _version(number: int) -> str:
     """libvirt writes 9.0.0 as 9000000."""
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _become(dom: Any, active: bool, ask: Callable[[], object]) -> None:
+    """Ask it to run, or not to, unless it does so already."""
+    if bool(dom.isActive()) is active:
+        return
+    try:
+        ask()
+    except lv.libvirtError as error:
+        # It came to be so by itself, or somebody else was faster.
+        if error.get_error_code() != lv.VIR_ERR_OPERATION_INVALID or bool(dom.isActive()) is not active:
+            raise
