@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, InterfaceError, InternalError, OperationalError, transaction
@@ -227,35 +228,30 @@ def test_while_the_region_does_not_answer_it_waits_without_a_strike(job, operati
     assert operation.waiting_since is None
 
 
-def test_a_region_that_answers_every_other_time_does_not_keep_work_that_stands_still_alive(job, operation):
-    """R24: each of its looks succeeds, and each next one does not; no byte has moved since the first."""
+def flap(job: Any, operation: Operation, bytes_seen: list[int], *, ends: bool) -> None:
+    """Each attempt sees so many bytes, then the region falls silent; the last one is done if it ``ends``."""
+    for number, done in enumerate(bytes_seen, 1):
 
-    def looks_once(attempt):
-        operations.Watch().see(attempt, Look(WorkState.RUNNING, {"vda": (20, 100)}))
-        raise Unreachable
+        def looks_once(attempt: Any, done: int = done, last: bool = number == len(bytes_seen)) -> None:
+            operations.Watch().see(attempt, Look(WorkState.RUNNING, {"vda": (done, 100)}))
+            if not (ends and last):
+                raise Unreachable
 
-    job.first.does = looks_once
-    for _ in range(8):
+        job.first.does = looks_once
         perform(operation.pk)
         # The keeper sees it answer, a while later.
         Region.objects.update(seen_at=timezone.now() + timedelta(seconds=2))
+
+
+def test_a_region_that_answers_every_other_time_does_not_keep_work_that_stands_still_alive(job, operation):
+    """R24: each of its looks succeeds, and each next one does not; no byte has moved since the first."""
+    flap(job, operation, [20] * 8, ends=False)
     assert ended(operation) == ("failed", "")
     assert operation.reason["code"] == "gave-up"
 
 
 def test_a_region_that_answers_every_other_time_is_waited_for_as_long_as_bytes_move(job, operation):
-    moved = iter(range(1, 9))
-
-    def looks_once(attempt):
-        done = next(moved)
-        operations.Watch().see(attempt, Look(WorkState.RUNNING, {"vda": (done, 100)}))
-        if done < 8:
-            raise Unreachable
-
-    job.first.does = looks_once
-    for _ in range(8):
-        perform(operation.pk)
-        Region.objects.update(seen_at=timezone.now() + timedelta(seconds=2))
+    flap(job, operation, list(range(1, 9)), ends=True)
     assert ended(operation) == ("done", "")
 
 
